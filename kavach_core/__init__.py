@@ -1,0 +1,80 @@
+"""kavach: run commands nobody trusts and get back what they did, contained, measured and accounted for.
+
+The names below are imported when they are first used, so that ``import kavach_core`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kavach_core.config import SandboxConfig as SandboxConfig
+    from kavach_core.converter import load_config as load_config
+    from kavach_core.errors import CleanupError as CleanupError
+    from kavach_core.errors import ConfigError as ConfigError
+    from kavach_core.errors import CreateError as CreateError
+    from kavach_core.errors import DiscoveryError as DiscoveryError
+    from kavach_core.errors import ExecError as ExecError
+    from kavach_core.errors import ExecTimeout as ExecTimeout
+    from kavach_core.errors import FieldProblem as FieldProblem
+    from kavach_core.errors import KavachError as KavachError
+    from kavach_core.errors import NoBackendAvailable as NoBackendAvailable
+    from kavach_core.errors import NonzeroExit as NonzeroExit
+    from kavach_core.errors import SandboxError as SandboxError
+    from kavach_core.errors import SandboxGone as SandboxGone
+    from kavach_core.errors import StartFailed as StartFailed
+    from kavach_core.errors import UnsupportedPolicy as UnsupportedPolicy
+    from kavach_core.lifecycle import State as State
+    from kavach_core.policy import Limits as Limits
+    from kavach_core.policy import SandboxPolicy as SandboxPolicy
+    from kavach_core.sandbox import Sandbox as Sandbox
+    from kavach_core.sandbox import open_sandbox as open_sandbox
+    from kavach_core.scoring import Score as Score
+    from kavach_core.types import ExecResult as ExecResult
+    from kavach_core.types import Outcome as Outcome
+    from kavach_core.types import Usage as Usage
+    from kavach_core.types import User as User
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("SandboxConfig",),
+    "converter": ("load_config",),
+    "errors": (
+        "CleanupError",
+        "ConfigError",
+        "CreateError",
+        "DiscoveryError",
+        "ExecError",
+        "ExecTimeout",
+        "FieldProblem",
+        "KavachError",
+        "NoBackendAvailable",
+        "NonzeroExit",
+        "SandboxError",
+        "SandboxGone",
+        "StartFailed",
+        "UnsupportedPolicy",
+    ),
+    "lifecycle": ("State",),
+    "policy": ("Limits", "SandboxPolicy"),
+    "sandbox": ("Sandbox", "open_sandbox"),
+    "scoring": ("Score",),
+    "types": ("ExecResult", "Outcome", "Usage", "User"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULES)  # noqa: PLE0605 - the same names as above, which type checkers read there
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -1,0 +1,277 @@
+"""Running one command in a live box to its end: feed, drain, bound, time, kill, and say what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+
+from kavach_core.abc import GuestProcess, GuestStartError, Session
+from kavach_core.errors import ConfigError, ExecTimeout, FieldProblem, KavachError, NonzeroExit, SandboxGone, StartFailed
+from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, StartFailure
+
+EXIT_TIMEOUT: Final = 124
+EXIT_NOT_EXECUTABLE: Final = 126
+EXIT_NOT_FOUND: Final = 127
+SIGNAL_EXIT_BASE: Final = 128
+
+DRAIN_GRACE_SECONDS: Final = 0.25
+"""How long output is awaited after the command's end while nothing comes: a process left behind may hold the stream open."""
+
+# What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is not its own.
+_LATE_OUTPUT_BYTES: Final = 1024 * 1024
+_KILL_SECONDS: Final = 2.0
+
+
+@frozen(kw_only=True)
+class Command:
+    """A command to run to its end.
+
+    Attributes:
+        argv: as the caller wrote it, for the result.
+        request: as the box gets it.
+        input: bytes for standard input, or None for ``/dev/null``.
+        timeout: seconds of wall clock, or None.
+        max_output: bytes to keep of each output stream; what goes beyond is read, counted and dropped.
+    """
+
+    argv: tuple[str, ...]
+    request: ExecRequest
+    input: bytes | None
+    timeout: float | None
+    max_output: int
+
+
+@define
+class Capture:
+    """The first bytes of a stream, and a count of all of them."""
+
+    limit: int
+    total: int = 0
+    ended: bool = False
+    _kept: bytearray = field(factory=bytearray)
+
+    @property
+    def data(self) -> bytes:
+        """What was kept."""
+        return bytes(self._kept)
+
+    def add(self, chunk: bytes) -> None:
+        """Take a chunk: count it, keep what fits."""
+        self.total += len(chunk)
+        room = self.limit - len(self._kept)
+        if room > 0:
+            self._kept += chunk[:room]
+
+    async def drain(self, stream: trio.abc.ReceiveStream) -> None:
+        """Read ``stream`` to its end, or to the end of the box."""
+        try:
+            while chunk := await stream.receive_some():
+                self.add(chunk)
+        except KavachError:
+            return  # whoever waits for the command's end gets the same error, with its reason
+        self.ended = True
+
+
+@define
+class Run:
+    """One command on its way."""
+
+    command: Command
+    stdout: Capture
+    stderr: Capture
+    exit: GuestExit | None = None
+    start_failure: StartFailure | None = None
+    timed_out: bool = False
+
+    @classmethod
+    def of(cls, command: Command) -> Run:
+        """Begin with nothing known."""
+        return cls(command, Capture(command.max_output), Capture(command.max_output))
+
+    @property
+    def total(self) -> int:
+        """Bytes seen on both streams."""
+        return self.stdout.total + self.stderr.total
+
+
+async def run_command(session: Session, command: Command) -> Run:
+    """Run a command to its end or its deadline.
+
+    Cancellation: the command and all it has started are killed before Cancelled leaves this call.
+
+    Raises:
+        SandboxGone: when the box ends first.
+    """
+    run = Run.of(command)
+    with trio.move_on_after(command.timeout if command.timeout is not None else float("inf")):
+        try:
+            process = await session.start(command.request)
+        except GuestStartError as error:
+            run.start_failure = error.failure
+            return run
+        try:
+            await _complete(run, process)
+        finally:
+            if run.exit is None:
+                run.timed_out = True  # or cancelled, and then nobody sees this run
+                await _kill(run, process)
+            await process.aclose()
+    return run
+
+
+async def _complete(run: Run, process: GuestProcess) -> None:
+    """Feed and drain the command until it has ended and its output has come."""
+    failure: KavachError | None = None
+    async with trio.open_nursery() as nursery:
+        done = _start_drains(run, process, nursery)
+        if process.stdin is not None:
+            nursery.start_soon(_feed, process.stdin, run.command.input or b"")
+        try:
+            run.exit = await process.wait()
+            await _settle(run, done)
+        except KavachError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _start_drains(run: Run, process: GuestProcess, nursery: trio.Nursery) -> trio.Event:
+    """Start draining both streams; the event says that both have ended."""
+    done = trio.Event()
+
+    async def drain(capture: Capture, stream: trio.abc.ReceiveStream) -> None:
+        await capture.drain(stream)
+        if run.stdout.ended and run.stderr.ended:
+            done.set()
+
+    nursery.start_soon(drain, run.stdout, process.stdout)
+    nursery.start_soon(drain, run.stderr, process.stderr)
+    return done
+
+
+async def _feed(stdin: trio.abc.SendStream, data: bytes) -> None:
+    try:
+        await stdin.send_all(data)
+        await stdin.aclose()
+    except (trio.BrokenResourceError, KavachError):
+        return  # the command has ended without reading it all, or the box has: neither is an error of the input
+
+
+async def _settle(run: Run, done: trio.Event) -> None:
+    """Wait for the output of a command that has ended: to the end of it, or as long as some of its own may still come."""
+    ceiling = run.total + _LATE_OUTPUT_BYTES
+    seen = -1
+    while not done.is_set() and run.total != seen and run.total <= ceiling:
+        seen = run.total
+        with trio.move_on_after(DRAIN_GRACE_SECONDS):
+            await done.wait()
+
+
+async def _kill(run: Run, process: GuestProcess) -> None:
+    """Kill the command's tree and take what it had still written."""
+    with trio.move_on_after(_KILL_SECONDS, shield=True):
+        try:
+            await process.kill()
+        except SandboxGone:
+            return  # the box went down with it, which is as dead as can be
+        await _collect_rest(run, process)
+
+
+async def _collect_rest(run: Run, process: GuestProcess) -> None:
+    with contextlib.suppress(SandboxGone):
+        async with trio.open_nursery() as nursery:
+            done = _start_drains(run, process, nursery)
+            run.exit = await process.wait()
+            await _settle(run, done)
+            nursery.cancel_scope.cancel()
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Name how the command ended."""
+    if run.start_failure is not None:
+        return Outcome.START_FAILED
+    if run.timed_out or run.exit is None:
+        return Outcome.TIMEOUT
+    if run.exit.signal is not None:
+        return Outcome.SIGNAL
+    return Outcome.NONZERO_EXIT if run.exit.exit_code else Outcome.OK
+
+
+def exit_code_of(run: Run) -> int:
+    """Return the status a shell would show."""
+    if run.start_failure is not None:
+        missing = run.start_failure.errno == errno.ENOENT
+        return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+    if run.timed_out or run.exit is None:
+        return EXIT_TIMEOUT
+    if run.exit.signal is not None:
+        return SIGNAL_EXIT_BASE + run.exit.signal
+    return run.exit.exit_code or 0
+
+
+def result_of(run: Run, *, exec_id: int, duration: float, sandbox_id: str, backend: str) -> ExecResult:
+    """Put together what is known of a command that has ended."""
+    ended = run.exit
+    return ExecResult(
+        argv=run.command.argv,
+        outcome=outcome_of(run),
+        exit_code=exit_code_of(run),
+        signal=ended.signal if ended else None,
+        stdout_bytes=run.stdout.data,
+        stderr_bytes=run.stderr.data,
+        stdout_total_bytes=run.stdout.total,
+        stderr_total_bytes=run.stderr.total,
+        start_failure=run.start_failure,
+        duration_seconds=duration,
+        cpu_user_seconds=ended.cpu_user_seconds if ended else 0.0,
+        cpu_system_seconds=ended.cpu_system_seconds if ended else 0.0,
+        max_rss_bytes=ended.max_rss_bytes if ended else 0,
+        sandbox_id=sandbox_id,
+        exec_id=exec_id,
+        backend=backend,
+    )
+
+
+def refuse_missing_cwd(run: Run) -> None:
+    """Treat a working directory that is not there as what it is: bad input, and no command was started.
+
+    Raises:
+        ConfigError: when that is why the start failed.
+    """
+    failure = run.start_failure
+    if failure is not None and failure.stage == "cwd":
+        reason = f"{run.command.request.cwd.decode(errors='replace')!r}: {os.strerror(failure.errno)}"
+        raise ConfigError([FieldProblem("cwd", reason, "name a directory of the box that the user may enter")])
+
+
+def raise_unless_ok(result: ExecResult) -> None:
+    """Do what ``check=True`` demands.
+
+    Raises:
+        StartFailed: the command could not be started.
+        ExecTimeout: it was killed at its deadline.
+        NonzeroExit: it ended with another status than 0.
+    """
+    match result.outcome:
+        case Outcome.OK:
+            return
+        case Outcome.START_FAILED:
+            raise StartFailed(describe_start_failure(result), result=result)
+        case Outcome.TIMEOUT:
+            raise ExecTimeout(f"{result.argv[0]} was killed at its deadline", result=result)
+        case _:
+            raise NonzeroExit(f"{result.argv[0]} ended with status {result.exit_code}", result=result)
+
+
+def describe_start_failure(result: ExecResult) -> str:
+    """Say in one line why a command could not be started."""
+    failure = result.start_failure
+    if failure is None:
+        return f"{result.argv[0]} was started"
+    return f"cannot start {result.argv[0]}: {os.strerror(failure.errno)} ({failure.stage})"

@@ -1,0 +1,285 @@
+"""The sandbox as the caller holds it."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypedDict, Unpack
+
+import attrs
+import trio
+
+from kavach_core import capabilities
+from kavach_core.abc import (
+    Backend,
+    GuestProcess,
+    GuestStartError,
+    HostToolchain,
+    RootDirectory,
+    RootSource,
+    SandboxSpec,
+    Session,
+)
+from kavach_core.commands import CommandOptions, build_command
+from kavach_core.config import SandboxConfig
+from kavach_core.discovery import IMAGES, load_plugin
+from kavach_core.errors import FieldProblem, StartFailed, UnsupportedPolicy
+from kavach_core.execution import (
+    Command,
+    Run,
+    describe_start_failure,
+    raise_unless_ok,
+    refuse_missing_cwd,
+    result_of,
+    run_command,
+)
+from kavach_core.lifecycle import State, require_running, transition
+from kavach_core.policy import Limits, SandboxPolicy, resolve_policy
+from kavach_core.scoring import Score, declared_score
+from kavach_core.selection import choose_backend
+from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecResult, Usage, User
+
+_ALWAYS_REQUIRED: Final = frozenset(
+    {
+        capabilities.EXEC,
+        capabilities.NET_NONE,
+        capabilities.FS_READONLY_ROOT,
+        capabilities.NO_NEW_PRIVS,
+        capabilities.NO_CAPABILITIES,
+    }
+)
+
+class SandboxFields(TypedDict, total=False):
+    """The fields of ``SandboxConfig``, as ``open_sandbox`` takes them."""
+
+    backend: str
+    rootfs: Path | str | None
+    image: str | None
+    policy: str | SandboxPolicy
+    env: Mapping[str, str]
+    cwd: str | None
+    user: User | str | int
+    network: str
+    limits: Limits
+    timeout: float | None
+    labels: Mapping[str, str]
+
+
+@asynccontextmanager
+async def open_sandbox(config: SandboxConfig | None = None, /, **fields: Unpack[SandboxFields]) -> AsyncIterator[Sandbox]:
+    """Boot a sandbox for the length of a ``with`` block.
+
+    Args:
+        config: what is wanted; the default configuration if left out.
+        fields: fields of ``SandboxConfig``, over those of ``config``.
+
+    Cancellation: the box is ended and removed before Cancelled leaves the block.
+
+    Raises:
+        ConfigError: when a field is wrong; nothing was started.
+        UnsupportedPolicy: when the backend cannot enforce what is asked.
+        DiscoveryError: when no such backend is installed, or none works here.
+        CreateError: when the box does not start.
+    """
+    base = config if config is not None else SandboxConfig()
+    sandbox = await _boot(attrs.evolve(base, **fields) if fields else base)
+    try:
+        yield sandbox
+    finally:
+        await sandbox.aclose()
+
+
+async def _boot(config: SandboxConfig) -> Sandbox:
+    policy = resolve_policy(config.policy)
+    policy = attrs.evolve(policy, limits=config.limits.over(policy.limits))
+    if config.image is not None:
+        load_plugin(IMAGES, "images")  # raises with the name of the distribution to install
+    backend = await choose_backend(config.backend)
+    spec = _spec(config, policy)
+    _require(backend, spec)
+    return Sandbox(config=config, spec=spec, backend=backend, session=await backend.open(spec))
+
+
+def _spec(config: SandboxConfig, policy: SandboxPolicy) -> SandboxSpec:
+    root: RootSource = HostToolchain() if config.rootfs is None else RootDirectory(path=config.rootfs)
+    default_cwd = "/work" if config.rootfs is None else "/"
+    return SandboxSpec(
+        sandbox_id=secrets.token_hex(8),
+        root=root,
+        policy=policy,
+        cwd=config.cwd if config.cwd is not None else default_cwd,
+        labels=dict(config.labels),
+    )
+
+
+def _require(backend: Backend, spec: SandboxSpec) -> None:
+    """Check that the backend can do what the spec needs; what this host lacks is found by the backend itself."""
+    root = capabilities.FS_HOST_TOOLCHAIN if isinstance(spec.root, HostToolchain) else capabilities.FS_ROOTFS
+    limits = spec.policy.limits
+    by_field = {
+        capabilities.LIMITS_MEMORY: limits.memory,
+        capabilities.LIMITS_CPU: limits.cpus,
+        capabilities.LIMITS_PIDS: limits.pids,
+        capabilities.LIMITS_OPEN_FILES: limits.open_files,
+        capabilities.FS_TMP_SIZE: limits.tmp,
+    }
+    needed = {*_ALWAYS_REQUIRED, root, *(name for name, value in by_field.items() if value is not None)}
+    problems = [
+        FieldProblem(
+            name,
+            f"backend {backend.name!r} cannot {capabilities.DESCRIPTIONS[name]}",
+            "choose another backend or policy",
+        )
+        for name in sorted(needed - backend.capabilities)
+    ]
+    if problems:
+        raise UnsupportedPolicy(problems)
+
+
+class Sandbox:
+    """A live box: commands go in, results come out. Made by ``open_sandbox``; usable by several tasks at once.
+
+    Attributes:
+        id: its id, 16 hexadecimal digits.
+        config: what the caller asked for.
+        backend: name of the backend that holds it.
+        score: its declared strength.
+    """
+
+    def __init__(self, *, config: SandboxConfig, spec: SandboxSpec, backend: Backend, session: Session) -> None:
+        self.id = spec.sandbox_id
+        self.config = config
+        self.backend = backend.name
+        self.score: Score = declared_score(
+            base=backend.base_score, policy=spec.policy, enforced=backend.capabilities
+        )
+        self._spec = spec
+        self._session = session
+        self._exec_ids = itertools.count(1)
+        self._state = transition(State.CREATED, State.RUNNING, sandbox_id=self.id)
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    async def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,  # noqa: A002 - the name subprocess.run gives it
+        timeout: float | None = None,  # noqa: ASYNC109 - the deadline of the command, not of the call
+        max_output: int = DEFAULT_MAX_OUTPUT_BYTES,
+        check: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> ExecResult:
+        """Run a command to its end and return what it did.
+
+        Args:
+            argv: program and arguments; a program without a slash is looked up along PATH in the box.
+            input: what the command reads from standard input; None gives it ``/dev/null``.
+            timeout: seconds of wall clock after which it is killed with all it has started; None = as configured.
+            max_output: bytes to keep of each output stream.
+            check: raise when the command does not succeed.
+            options: ``env`` (over that of the sandbox), ``cwd``, ``user``.
+
+        Cancellation: the command is killed with all it has started.
+
+        Raises:
+            ConfigError: when an argument is wrong; nothing was started.
+            InvalidTransition: when the sandbox is not running.
+            SandboxGone: when the box ended first.
+            ExecError: with ``check``: StartFailed, ExecTimeout or NonzeroExit, each with the result.
+        """
+        require_running(self._state, sandbox_id=self.id)
+        command = self._command(argv, options, input_=input, timeout=timeout, max_output=max_output)
+        exec_id, started = next(self._exec_ids), trio.current_time()
+        run = await run_command(self._session, command)
+        refuse_missing_cwd(run)
+        result = self._result(run, exec_id, trio.current_time() - started)
+        if check:
+            raise_unless_ok(result)
+        return result
+
+    async def shell(
+        self,
+        script: str,
+        *,
+        input: bytes | str | None = None,  # noqa: A002 - as in exec
+        timeout: float | None = None,  # noqa: ASYNC109 - as in exec
+        max_output: int = DEFAULT_MAX_OUTPUT_BYTES,
+        check: bool = False,
+        **options: Unpack[CommandOptions],
+    ) -> ExecResult:
+        """Run a script with the box's ``/bin/sh``: the one place where a string is taken for a command line.
+
+        Arguments, cancellation and errors are those of ``exec``.
+        """
+        return await self.exec(
+            "/bin/sh", "-c", script, input=input, timeout=timeout, max_output=max_output, check=check, **options
+        )
+
+    async def spawn(self, *argv: str, stdin: bool = False, **options: Unpack[CommandOptions]) -> GuestProcess:
+        """Start a command and return it with its streams; the caller reads them, waits and kills.
+
+        Args:
+            argv: as in ``exec``.
+            stdin: give it a standard input to send to, instead of ``/dev/null``.
+            options: as in ``exec``.
+
+        Raises:
+            ConfigError: when an argument is wrong.
+            StartFailed: when it cannot be started.
+            SandboxGone: when the box has ended.
+        """
+        require_running(self._state, sandbox_id=self.id)
+        command = self._command(argv, options, input_=b"" if stdin else None, timeout=None, max_output=0)
+        try:
+            return await self._session.start(command.request)
+        except GuestStartError as error:
+            run = Run.of(command)
+            run.start_failure = error.failure
+            refuse_missing_cwd(run)
+            result = self._result(run, next(self._exec_ids), 0.0)
+            raise StartFailed(describe_start_failure(result), result=result) from None
+
+    async def usage(self) -> Usage:
+        """Return what the whole box has used so far, as the host counts it."""
+        return await self._session.usage()
+
+    async def aclose(self) -> None:
+        """End the box and remove what belonged to it. May be called again.
+
+        Cancellation: shielded; the backend bounds it in time.
+
+        Raises:
+            CleanupError: when something could not be removed.
+        """
+        if self._state is State.DESTROYED:
+            return
+        self._state = transition(self._state, State.DESTROYED, sandbox_id=self.id)
+        await self._session.aclose()
+
+    def _command(
+        self,
+        argv: tuple[str, ...],
+        options: CommandOptions,
+        *,
+        input_: bytes | str | None,
+        timeout: float | None,
+        max_output: int,
+    ) -> Command:
+        return build_command(
+            argv,
+            options,
+            config=self.config,
+            cwd=self._spec.cwd,
+            input_=input_,
+            timeout=timeout,
+            max_output=max_output,
+        )
+
+    def _result(self, run: Run, exec_id: int, duration: float) -> ExecResult:
+        return result_of(run, exec_id=exec_id, duration=duration, sandbox_id=self.id, backend=self.backend)

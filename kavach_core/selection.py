@@ -1,0 +1,68 @@
+"""Choosing a backend: the one that was named, or the strongest that can start a box on this host."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from attrs import frozen
+
+from kavach_core.abc import Backend
+from kavach_core.discovery import BACKENDS, PluginStatus, load_all, load_plugin
+from kavach_core.errors import NoBackendAvailable
+from kavach_core.types import ProbeReport
+
+AUTO = "auto"
+
+
+@frozen(kw_only=True)
+class Candidate:
+    """A backend and what it found out about itself."""
+
+    backend: Backend
+    report: ProbeReport
+
+
+async def choose_backend(name: str) -> Backend:
+    """Return the backend called ``name``; ``auto`` probes the installed ones, the strongest first.
+
+    Raises:
+        DiscoveryError: when the named backend is not installed or cannot be used.
+        NoBackendAvailable: for ``auto``, when none can start a box here.
+    """
+    if name != AUTO:
+        return cast("Backend", load_plugin(BACKENDS, name)())
+    refused = []
+    for status in by_strength(load_all(BACKENDS)):
+        candidate = await probe(status)
+        if candidate is not None and candidate.report.usable:
+            return candidate.backend
+        refused.append(_why_not(status, candidate))
+    raise NoBackendAvailable(
+        f"no backend can start a box here: {'; '.join(refused) or 'none is installed'}",
+        name=AUTO,
+        hint="pip install kavach-gvisor or kavach-oci, then see kavach doctor",
+    )
+
+
+def by_strength(statuses: list[PluginStatus]) -> list[PluginStatus]:
+    """Order backends from the strongest boundary to the weakest; those that cannot be used come last."""
+
+    def key(status: PluginStatus) -> tuple[int, str]:
+        return (-status.cls.base_score if status.cls else 1, status.plugin.name)
+
+    return sorted(statuses, key=key)
+
+
+async def probe(status: PluginStatus) -> Candidate | None:
+    """Let a backend look at this host; None when its plugin cannot be used."""
+    if status.cls is None:
+        return None
+    backend = cast("Backend", status.cls())
+    return Candidate(backend=backend, report=await backend.probe())
+
+
+def _why_not(status: PluginStatus, candidate: Candidate | None) -> str:
+    if candidate is None:
+        return f"{status.plugin.name}: {status.error}"
+    reasons = ", ".join(reason.text for reason in candidate.report.reasons)
+    return f"{status.plugin.name}: {reasons or 'not usable'}"

@@ -1,0 +1,335 @@
+"""The host's end of the guest protocol, in trio: many commands over one pair of pipes.
+
+There is no background task. Whoever waits for something reads for everybody: the first waiter leads (reads frames and hands them out), the
+others follow; when the leader has what it wanted, it passes the lead on. So a session needs no nursery, nothing runs
+when nobody waits, and an exception cannot appear from nowhere. Writing works likewise: frames are queued whole, and
+whoever flushes writes for all, so a cancelled call never leaves half a frame on the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from kavach_core.errors import GuestProtocolError, SandboxGone
+from kavach_core.types import GuestExit, StartFailure
+from kavach_guest import protocol
+
+_READ_BYTES: Final = 262_144
+
+
+class Inbound:
+    """One output stream of a command: what has come and has not been taken, and what more the agent may send."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.ended = False
+        self._credit = protocol.INITIAL_CREDIT
+        self._owed = 0
+
+    def add(self, data: bytes) -> None:
+        """Take one DATA frame.
+
+        Raises:
+            ProtocolViolation: when the agent had no credit for it, or the stream has ended.
+        """
+        if self.ended or len(data) > self._credit:
+            raise protocol.ProtocolViolation("output beyond its credit or its end")
+        self._credit -= len(data)
+        self.chunks.append(data)
+
+    def taken(self, size: int) -> int:
+        """Note that the reader took ``size`` bytes; return the credit to grant now, in few large grants."""
+        self._owed += size
+        if self.ended or self._owed < protocol.INITIAL_CREDIT // 2:
+            return 0
+        grant, self._owed = self._owed, 0
+        self._credit += grant
+        return grant
+
+
+class Command:
+    """What the host knows of one channel."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.failure: StartFailure | None = None
+        self.exit: GuestExit | None = None
+        self.outputs = {protocol.STDOUT: Inbound(), protocol.STDERR: Inbound()}
+        self.stdin_credit = protocol.INITIAL_CREDIT
+        self.closing = False
+        self.ended = False
+        self.kills_answered = 0
+        self.kills_sent = 0
+        self.survivors = 0
+
+
+class _Waiter:
+    __slots__ = ("event", "ready")
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        self.ready = ready
+        self.event = trio.Event()
+
+
+class GuestChannel:
+    """Frames to and from one agent, and the state of every open channel.
+
+    Args:
+        receive_fd: the pipe from the agent; owned by this object from now on, as the next one.
+        send_fd: the pipe to the agent.
+        sandbox_id: for errors.
+    """
+
+    def __init__(self, *, receive_fd: int, send_fd: int, sandbox_id: str) -> None:
+        os.set_blocking(receive_fd, False)
+        os.set_blocking(send_fd, False)
+        self._receive_fd = receive_fd
+        self._send_fd = send_fd
+        self._sandbox_id = sandbox_id
+        self._parser = protocol.FrameParser()
+        self._outgoing: deque[memoryview] = deque()
+        self._flush_lock = trio.Lock()
+        self._commands: dict[int, Command] = {}
+        self._last_number = 0
+        self._waiters: dict[_Waiter, None] = {}
+        self._led = False
+        self._greeted = False
+        self._closed = False
+        self._failure: GuestProtocolError | None = None
+
+    async def open(self) -> None:
+        """Exchange HELLO.
+
+        Raises:
+            SandboxGone: when the agent ends before it has greeted.
+            GuestProtocolError: when it is no agent, or speaks another major version.
+        """
+        await self.send(protocol.encode_hello())
+        await self.wait_for(lambda: self._greeted)
+
+    @property
+    def alive(self) -> bool:
+        """False once the agent has ended, erred, or been closed."""
+        return not self._closed
+
+    def open_command(self, start: Callable[[int], bytes]) -> Command:
+        """Open the next channel and queue the START frame that ``start`` makes for its number."""
+        number = self._last_number + 1
+        self.queue(start(number))
+        self._last_number = number
+        command = self._commands[number] = Command(number)
+        return command
+
+    async def send(self, *frames: bytes) -> None:
+        """Queue whole frames and write until they are gone. Cancelled, they stay queued and the next sender writes them.
+
+        Raises:
+            SandboxGone: when the agent has ended.
+        """
+        self.queue(*frames)
+        await self.flush()
+
+    def queue(self, *frames: bytes) -> None:
+        """Queue whole frames without writing."""
+        self._outgoing.extend(memoryview(frame) for frame in frames)
+
+    async def flush(self) -> None:
+        """Write what is queued."""
+        async with self._flush_lock:
+            while self._outgoing:
+                self._raise_if_closed()
+                if not self._write_some():
+                    await trio.lowlevel.wait_writable(self._send_fd)
+
+    def _write_some(self) -> bool:
+        """Write as much as the pipe takes of the first frame; False when it is full."""
+        frame = self._outgoing[0]
+        try:
+            written = os.write(self._send_fd, frame)
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            self._end()
+            return True
+        if written == len(frame):
+            self._outgoing.popleft()
+        else:
+            self._outgoing[0] = frame[written:]
+        return True
+
+    async def wait_for(self, ready: Callable[[], bool]) -> None:
+        """Wait until ``ready()``, reading frames for everybody meanwhile.
+
+        Raises:
+            SandboxGone: when the agent ends first.
+            GuestProtocolError: when the agent breaks the protocol.
+        """
+        while not ready():
+            self._raise_if_closed()
+            if self._led:
+                await self._follow(ready)
+            else:
+                await self._lead(ready)
+
+    async def _lead(self, ready: Callable[[], bool]) -> None:
+        self._led = True
+        try:
+            while not (self._closed or ready()):
+                await self._receive()
+        finally:
+            self._led = False
+            self._pass_the_lead()
+
+    async def _follow(self, ready: Callable[[], bool]) -> None:
+        waiter = _Waiter(ready)
+        self._waiters[waiter] = None
+        try:
+            await waiter.event.wait()
+        finally:
+            del self._waiters[waiter]
+            # A follower that is cancelled just as the lead reaches it must hand it on, or nobody reads any more.
+            if not self._led:
+                self._pass_the_lead()
+
+    def _pass_the_lead(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.event.is_set():
+                waiter.event.set()
+                return
+
+    async def _receive(self) -> None:
+        await trio.lowlevel.wait_readable(self._receive_fd)
+        try:
+            data = os.read(self._receive_fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._end()
+            return
+        try:
+            for frame in self._parser.feed(data):
+                self._dispatch(frame)
+        except protocol.ProtocolViolation as violation:
+            self._failure = GuestProtocolError(
+                f"the agent broke the protocol: {violation}", sandbox_id=self._sandbox_id, stage="channel"
+            )
+            self._end()
+        for waiter in self._waiters:
+            if waiter.ready():
+                waiter.event.set()
+
+    def _dispatch(self, frame: protocol.Frame) -> None:
+        if not self._greeted:
+            self._greet(frame)
+        elif frame.type == protocol.GUEST_ERROR:
+            raise protocol.ProtocolViolation(f"it reports {_printable(frame.payload)}")
+        elif frame.type in (protocol.GUEST_HELLO, protocol.GUEST_PONG):
+            raise protocol.ProtocolViolation("an answer that nobody asked for")
+        else:
+            command = self._commands.get(frame.channel)
+            if command is None:
+                raise protocol.ProtocolViolation(f"a frame for channel {frame.channel}, which is not open")
+            _apply(frame, command)
+            if command.ended:
+                del self._commands[command.number]
+
+    def _greet(self, frame: protocol.Frame) -> None:
+        if frame.type != protocol.GUEST_HELLO:
+            raise protocol.ProtocolViolation("its first frame is not HELLO")
+        hello = protocol.decode_hello(frame.payload)
+        if hello.major != protocol.MAJOR:
+            raise protocol.ProtocolViolation(f"it speaks version {hello.major}, not {protocol.MAJOR}")
+        self._greeted = True
+
+    def _end(self) -> None:
+        self._closed = True
+        for waiter in self._waiters:
+            waiter.event.set()
+
+    def _raise_if_closed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise SandboxGone("the box has ended", sandbox_id=self._sandbox_id, stage="channel")
+
+    def close(self) -> None:
+        """Close both pipes: the agent kills everything and ends the box. Waiters get SandboxGone. May be called again."""
+        if self._receive_fd < 0:
+            return
+        for fd in (self._send_fd, self._receive_fd):
+            trio.lowlevel.notify_closing(fd)
+            os.close(fd)
+        self._send_fd = self._receive_fd = -1
+        self._outgoing.clear()
+        self._end()
+
+
+def _printable(payload: bytes) -> str:
+    return repr(payload.decode(errors="replace"))
+
+
+def _apply(frame: protocol.Frame, command: Command) -> None:
+    """Change the state of ``command`` by one frame.
+
+    Raises:
+        ProtocolViolation: when the frame may not come now.
+    """
+    running = command.pid is not None
+    match frame.type:
+        case protocol.GUEST_STARTED if not running and command.failure is None:
+            command.pid = protocol.decode_number(frame.payload)
+        case protocol.GUEST_FAILED if not running and command.failure is None:
+            failed = protocol.decode_failed(frame.payload)
+            command.failure = StartFailure(stage=failed.stage, errno=failed.errno)
+        case protocol.GUEST_DATA if running and not command.closing:
+            command.outputs[frame.stream].add(frame.payload)
+        case protocol.GUEST_DATA if running:
+            pass  # it crossed our CLOSE on the way
+        case protocol.GUEST_EOF if running and not command.outputs[frame.stream].ended:
+            command.outputs[frame.stream].ended = True
+        case protocol.GUEST_CREDIT if running:
+            _add_stdin_credit(command, protocol.decode_number(frame.payload))
+        case protocol.GUEST_EXITED if running and command.exit is None:
+            command.exit = _exit(protocol.decode_exited(frame.payload))
+        case protocol.GUEST_KILLED if command.kills_answered < command.kills_sent:
+            command.kills_answered += 1
+            command.survivors = protocol.decode_number(frame.payload)
+        case protocol.GUEST_END if command.failure is not None or command.exit is not None:
+            _check_complete(command)
+            command.ended = True
+        case _:
+            raise protocol.ProtocolViolation(f"a frame of type 0x{frame.type:02x} at the wrong time")
+
+
+def _add_stdin_credit(command: Command, amount: int) -> None:
+    if amount == 0 or command.stdin_credit + amount > protocol.MAX_CREDIT:
+        raise protocol.ProtocolViolation("an impossible amount of credit")
+    command.stdin_credit += amount
+
+
+def _check_complete(command: Command) -> None:
+    complete = all(output.ended for output in command.outputs.values())
+    if command.failure is None and not complete and not command.closing:
+        raise protocol.ProtocolViolation("the end of a channel before the end of its output")
+
+
+def _exit(exited: protocol.Exited) -> GuestExit:
+    return GuestExit(
+        exit_code=None if exited.by_signal else exited.code,
+        signal=exited.code if exited.by_signal else None,
+        cpu_user_seconds=exited.user_us / 1e6,
+        cpu_system_seconds=exited.system_us / 1e6,
+        max_rss_bytes=exited.max_rss_bytes,
+    )
+
+
+def ignore_gone() -> contextlib.AbstractContextManager[None]:
+    """Suppress the error of a box that has ended: for clean-up that has nothing left to do then."""
+    return contextlib.suppress(SandboxGone, GuestProtocolError)

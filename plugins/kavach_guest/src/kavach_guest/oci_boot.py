@@ -1,0 +1,171 @@
+"""Booting an OCI bundle with the agent in it: what the backends for runc, crun and runsc have in common."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from kavach_core import capabilities
+from kavach_core.abc import SandboxSpec
+from kavach_core.capabilities import LIMITS_CPU, LIMITS_MEMORY, LIMITS_PIDS
+from kavach_core.errors import CreateError, FieldProblem, GuestProtocolError, SandboxGone, UnsupportedPolicy
+from kavach_core.oci.cgroups import BoxCgroup, CgroupLayout, detect_layout
+from kavach_core.oci.idrange import IdRange
+from kavach_core.oci.rootfs import RootLayout, check_directory, prepare_root
+from kavach_core.oci.runtime import BoxResources, OciBox, OciRuntime
+from kavach_core.oci.spec import SpecInputs, build_spec
+from kavach_core.oci.workspace import workspace
+from kavach_core.policy import Limits
+from kavach_guest.agent import agent_program
+from kavach_guest.channel import GuestChannel
+from kavach_guest.session import AgentSession
+
+BOOT_DEADLINE_SECONDS: Final = 30.0
+CAPABILITIES: Final = capabilities.ALL
+"""What the paved road can enforce where the host has every cgroup controller."""
+
+_CONTROLLERS: Final = {LIMITS_MEMORY: "memory", LIMITS_CPU: "cpu", LIMITS_PIDS: "pids"}
+_RUNTIME_TASKS: Final = 64
+"""Tasks of the host that a runtime needs beside the workload's, its threads while it starts included."""
+
+
+@functools.cache
+def cgroup_layout() -> CgroupLayout:
+    """Return how this host has its cgroups, read once."""
+    return detect_layout()
+
+
+async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> AgentSession:
+    """Boot a box and wait until its agent has greeted.
+
+    Args:
+        runtime: the runtime to boot it with.
+        spec: what to boot.
+        tasks_per_process: how many tasks of the host one process of the box may need.
+
+    Cancellation: leaves nothing.
+
+    Raises:
+        ConfigError: when the root has no such working directory, or cannot be a root.
+        UnsupportedPolicy: when this host cannot enforce one of the limits.
+        CreateError: when the box does not start.
+    """
+    check_limits(spec)
+    root = prepare_root(spec.root)
+    check_directory(root, spec.cwd)
+    box = _start(runtime, spec, root, tasks_per_process)
+    channel = GuestChannel(
+        receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id
+    )
+    session = AgentSession(channel, box)
+    try:
+        with trio.fail_after(BOOT_DEADLINE_SECONDS):
+            await channel.open()
+    except (SandboxGone, GuestProtocolError, trio.TooSlowError) as error:
+        await session.aclose()
+        raise _failed(runtime, spec, box, error) from error
+    except BaseException:
+        await session.aclose()
+        raise
+    return session
+
+
+def host_capabilities() -> frozenset[str]:
+    """Return what a box booted here can be held to on this host."""
+    layout = cgroup_layout()
+    missing = {capability for capability, controller in _CONTROLLERS.items() if not layout.has(controller)}
+    return CAPABILITIES - missing
+
+
+def check_limits(spec: SandboxSpec) -> None:
+    """Check that this host can enforce the limits of ``spec``.
+
+    Raises:
+        UnsupportedPolicy: when it cannot, with every limit concerned.
+    """
+    limits = spec.policy.limits
+    asked = {LIMITS_MEMORY: limits.memory, LIMITS_CPU: limits.cpus, LIMITS_PIDS: limits.pids}
+    enforceable = host_capabilities()
+    problems = [
+        FieldProblem(
+            capability,
+            f"the host has no cgroup controller {_CONTROLLERS[capability]!r}",
+            "enable it, or leave the limit out of the policy",
+        )
+        for capability, value in asked.items()
+        if value is not None and capability not in enforceable
+    ]
+    if problems:
+        raise UnsupportedPolicy(problems)
+
+
+def _start(runtime: OciRuntime, spec: SandboxSpec, root: RootLayout, tasks_per_process: int) -> OciBox:
+    """Make what the box needs of the host and start the runtime; what was made is undone on failure."""
+    files = workspace()
+    resources = BoxResources(
+        box_id=spec.sandbox_id,
+        bundle=files.make_bundle(spec.sandbox_id),
+        state=files.state_root(runtime.name),
+        cgroup=BoxCgroup(cgroup_layout(), spec.sandbox_id),
+        ids=IdRange.take(),
+    )
+    limits = spec.policy.limits
+    inputs = SpecInputs(
+        root=root,
+        agent=files.install(agent_program()),
+        limits=limits,
+        hostname=spec.hostname,
+        cgroups_path=resources.cgroup.path_for_runtime,
+        first_id=resources.ids.first,
+        cgroup_namespace=runtime.cgroup_namespace,
+    )
+    try:
+        resources.write_spec(build_spec(inputs))
+        resources.cgroup.create(limits, host_tasks=_host_tasks(limits, tasks_per_process))
+        return OciBox(runtime, resources)
+    except OSError as error:
+        _undo(resources)
+        raise CreateError(
+            f"{runtime.name} cannot be started: {error}", sandbox_id=spec.sandbox_id, backend=runtime.name, stage="boot"
+        ) from error
+
+
+def _host_tasks(limits: Limits, tasks_per_process: int) -> int | str:
+    """Return the bound on tasks of the host. The exact bound on processes is an rlimit; this one is the backstop."""
+    return "max" if limits.pids is None else limits.pids * tasks_per_process + _RUNTIME_TASKS
+
+
+def _undo(resources: BoxResources) -> None:
+    resources.cgroup.remove()
+    resources.ids.release()
+    for path in resources.bundle.iterdir():
+        path.unlink()
+    resources.bundle.rmdir()
+
+
+def _failed(runtime: OciRuntime, spec: SandboxSpec, box: OciBox, error: Exception) -> CreateError:
+    said = box.last_words.strip() or str(error)
+    return CreateError(
+        f"{runtime.name} did not start the box: {said}",
+        sandbox_id=spec.sandbox_id,
+        backend=runtime.name,
+        stage="boot",
+        hint="kavach doctor says what is missing on this host",
+    )
+
+
+def find_program(*names: str) -> Path | None:
+    """Return the first of ``names`` that is an executable of a system directory; PATH is not asked.
+
+    Programs that run as root come from where only root writes.
+    """
+    directories = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    for name in names:
+        for directory in directories:
+            path = Path(directory) / name
+            if path.is_file() and path.stat().st_mode & 0o111:
+                return path
+    return None

@@ -1,0 +1,154 @@
+"""One command in a box, seen from the host: a GuestProcess over a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from kavach_core.errors import SandboxGone
+from kavach_core.types import GuestExit
+from kavach_guest import protocol
+from kavach_guest.channel import Command, GuestChannel, ignore_gone
+
+# The agent itself gives up after 400 ms; what is left until half a second is for the way there and back.
+KILL_DEADLINE_SECONDS: Final = 0.5
+_HOUSEKEEPING_SECONDS: Final = 1.0
+
+
+class OutputStream(trio.abc.ReceiveStream):
+    """Standard output or standard error of a command. Not reading it stops the command, and nothing else."""
+
+    def __init__(self, channel: GuestChannel, command: Command, stream: int) -> None:
+        self._channel = channel
+        self._command = command
+        self._number = stream
+        self._stream = command.outputs[stream]
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the next bytes, b"" at the end.
+
+        Raises:
+            SandboxGone: when the box ended before the stream did.
+        """
+        stream = self._stream
+        if not stream.chunks:
+            await self._channel.wait_for(lambda: bool(stream.chunks) or stream.ended or self._command.closing)
+        else:
+            await trio.lowlevel.checkpoint()
+        if not stream.chunks:
+            return b""
+        chunk = self._take(max_bytes)
+        grant = stream.taken(len(chunk))
+        if grant and not self._command.ended:
+            self._channel.queue(protocol.encode_credit(self._command.number, self._number, grant))
+            with ignore_gone():  # what has been read is worth more than the news that no more will come
+                await self._channel.flush()
+        return chunk
+
+    def _take(self, max_bytes: int | None) -> bytes:
+        chunk = self._stream.chunks.popleft()
+        if max_bytes is not None and len(chunk) > max_bytes:
+            self._stream.chunks.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        return chunk
+
+    async def aclose(self) -> None:
+        """Do nothing: the streams of a command end together, by ``AgentProcess.aclose``."""
+        await trio.lowlevel.checkpoint()
+
+
+class InputStream(trio.abc.SendStream):
+    """Standard input of a command. Sending waits while the command does not read."""
+
+    def __init__(self, channel: GuestChannel, command: Command) -> None:
+        self._channel = channel
+        self._command = command
+        self._closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes. Cancelled, some of them have been sent.
+
+        Raises:
+            trio.ClosedResourceError: after ``aclose``.
+            trio.BrokenResourceError: when the command has ended.
+            SandboxGone: when the box has ended.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError
+        rest = memoryview(data)
+        while rest:
+            await self.wait_send_all_might_not_block()
+            if self._command.exit is not None:
+                raise trio.BrokenResourceError("the command has ended")
+            size = min(len(rest), self._command.stdin_credit, protocol.MAX_PAYLOAD)
+            self._command.stdin_credit -= size
+            await self._channel.send(protocol.encode(protocol.DATA, self._command.number, bytes(rest[:size])))
+            rest = rest[size:]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the command may be sent more, or has ended."""
+        command = self._command
+        await self._channel.wait_for(lambda: command.stdin_credit > 0 or command.exit is not None)
+
+    async def aclose(self) -> None:
+        """End the command's standard input. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._command.ended:
+            with ignore_gone():
+                await self._channel.send(protocol.encode(protocol.EOF, self._command.number))
+
+
+class AgentProcess:
+    """A GuestProcess of an agent. See ``kavach_core.abc.GuestProcess``."""
+
+    def __init__(
+        self, channel: GuestChannel, command: Command, *, stdin: bool, end_box: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._channel = channel
+        self._command = command
+        self._end_box = end_box
+        self.pid = command.pid or 0
+        self.stdin: trio.abc.SendStream | None = InputStream(channel, command) if stdin else None
+        self.stdout: trio.abc.ReceiveStream = OutputStream(channel, command, protocol.STDOUT)
+        self.stderr: trio.abc.ReceiveStream = OutputStream(channel, command, protocol.STDERR)
+
+    async def wait(self) -> GuestExit:
+        """Wait for the end of the first process."""
+        command = self._command
+        await self._channel.wait_for(lambda: command.exit is not None)
+        assert command.exit is not None  # noqa: S101 - what was just waited for
+        return command.exit
+
+    async def send_signal(self, signal: int) -> None:
+        """Send a signal to the first process."""
+        if self._command.exit is None:
+            await self._channel.send(protocol.encode_signal(self._command.number, signal, group=False))
+
+    async def kill(self) -> None:
+        """Kill every process of the command; end the whole box when that cannot be done in time."""
+        command = self._command
+        if command.ended:
+            return
+        command.kills_sent += 1
+        wanted = command.kills_sent
+        with trio.move_on_after(KILL_DEADLINE_SECONDS) as scope:
+            await self._channel.send(protocol.encode(protocol.KILL, command.number))
+            await self._channel.wait_for(lambda: command.kills_answered >= wanted or command.ended)
+        if scope.cancelled_caught or (command.survivors and not command.ended):
+            await self._end_box()
+            raise SandboxGone("the command could not be killed in time, so the box was ended", stage="kill")
+
+    async def aclose(self) -> None:
+        """Take no more output: tell the agent to throw away what may still come."""
+        command = self._command
+        if command.ended or command.closing or not self._channel.alive:
+            return
+        command.closing = True
+        for output in command.outputs.values():
+            output.chunks.clear()
+        with ignore_gone(), trio.move_on_after(_HOUSEKEEPING_SECONDS, shield=True):
+            await self._channel.send(protocol.encode(protocol.CLOSE, command.number))

@@ -1,0 +1,111 @@
+#include "host.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "channel.h"
+#include "frame.h"
+#include "input.h"
+#include "kills.h"
+#include "out.h"
+#include "stream.h"
+
+enum { CAPACITY = HEADER_SIZE + START_MAX, SIGNAL_MAX = 64 };
+
+static unsigned char buffer[CAPACITY];
+static size_t filled;
+static bool greeted;
+static bool held;
+
+bool host_is_held(void) {
+    return held;
+}
+
+bool host_read(void) {
+    ssize_t n = read(STDIN_FILENO, buffer + filled, sizeof buffer - filled);
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR;
+    filled += (size_t)n;
+    return n > 0;
+}
+
+static const char *obey_hello(const struct frame *frame) {
+    if (greeted)
+        return "HELLO twice";
+    if (memcmp(frame->payload, "KVCH", 4) != 0)
+        return "HELLO without the magic";
+    if (get_u16(frame->payload + 4) != PROTO_MAJOR)
+        return "another major version";
+    greeted = true;
+    return NULL;
+}
+
+/* The first process only: once it has been waited for, its number may be another's. */
+static const char *obey_signal(const struct channel *channel, const unsigned char *payload) {
+    int number = payload[0];
+    bool group = payload[1] == 1;
+    if (number < 1 || number > SIGNAL_MAX || payload[1] > 1)
+        return "bad signal or scope";
+    if (channel != NULL && channel->pid > 0)
+        kill(group ? -channel->pid : channel->pid, number);
+    return NULL;
+}
+
+static const char *obey_for_channel(const struct frame *frame, struct channel *channel) {
+    switch (frame->type) {
+    case HOST_DATA:
+        return input_take(&channel->in, frame->payload, frame->length);
+    case HOST_EOF:
+        return input_end(&channel->in);
+    case HOST_CREDIT:
+        return stream_credit(&channel->out[frame->stream - 1], get_u32(frame->payload));
+    case HOST_KILL:
+        kills_ask(channel);
+        return NULL;
+    default:
+        channel->closed = true;
+        return NULL;
+    }
+}
+
+static const char *obey(const struct frame *frame) {
+    if (frame->type == HOST_HELLO)
+        return obey_hello(frame);
+    if (!greeted)
+        return "the first frame is not HELLO";
+    if (frame->type == HOST_PING) {
+        out_frame(GUEST_PONG, 0, 0, frame->payload, frame->length);
+        return NULL;
+    }
+    if (frame->type == HOST_START)
+        return channel_start(frame->channel, frame->payload, frame->length);
+    struct channel *channel;
+    const char *problem = channel_find(frame->channel, &channel);
+    if (problem != NULL)
+        return problem;
+    if (frame->type == HOST_SIGNAL)
+        return obey_signal(channel, frame->payload);
+    return channel == NULL ? NULL : obey_for_channel(frame, channel);
+}
+
+const char *host_obey(void) {
+    size_t used = 0;
+    const char *problem = NULL;
+    held = false;
+    while (problem == NULL && filled - used >= HEADER_SIZE) {
+        struct frame frame;
+        held = !out_has_control_room();
+        problem = frame_decode(buffer + used, &frame);
+        if (held || problem != NULL || filled - used - HEADER_SIZE < frame.length)
+            break;
+        problem = obey(&frame);
+        used += HEADER_SIZE + frame.length;
+    }
+    if (used > 0)
+        memmove(buffer, buffer + used, filled - used);
+    filled -= used;
+    return problem;
+}

@@ -1,0 +1,206 @@
+#include "spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "identity.h"
+
+enum {
+    CHILD_STACK = 65536,
+    DEFAULT_UMASK = 0022,
+    FIXED_DESCRIPTORS = 16, /* 0 to 2, /dev/null, /proc, the pipes being made, and some */
+    DESCRIPTORS_PER_CHANNEL = 3,
+};
+
+/* What the child reads, and where it says why it failed: it runs in the agent's memory, and the
+   agent waits until it has started the program or is gone, so no error pipe is needed. */
+static struct launch {
+    const struct request *request;
+    gid_t marker;
+    int descriptors[3];
+    volatile int stage;
+    volatile int error;
+} launch;
+
+static _Alignas(16) char child_stack[CHILD_STACK];
+static int null_device = -1;
+static struct rlimit first_limit;
+static bool limit_raised;
+
+const char *spawn_prepare(void) {
+    null_device = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (null_device < 0)
+        return "cannot open /dev/null";
+    umask(DEFAULT_UMASK);
+    if (chdir("/") != 0 || getrlimit(RLIMIT_NOFILE, &first_limit) != 0)
+        return "cannot read the limits of the box";
+    return NULL;
+}
+
+/* Raised late, because undoing it in each child costs a system call. */
+static void raise_descriptor_limit(unsigned channels_open) {
+    rlim_t needed = FIXED_DESCRIPTORS + (rlim_t)DESCRIPTORS_PER_CHANNEL * (channels_open + 1);
+    if (limit_raised || needed <= first_limit.rlim_cur)
+        return;
+    struct rlimit raised = {.rlim_cur = first_limit.rlim_max, .rlim_max = first_limit.rlim_max};
+    limit_raised = setrlimit(RLIMIT_NOFILE, &raised) == 0;
+}
+
+static const char *find_path(char **envp) {
+    for (; *envp != NULL; envp++)
+        if (strncmp(*envp, "PATH=", 5) == 0)
+            return *envp + 5;
+    return "/usr/local/bin:/usr/bin:/bin";
+}
+
+/* Puts "directory/name" together; an empty directory is the current one. */
+static bool join(char *path, const char *directory, size_t directory_length, const char *name) {
+    size_t name_length = strlen(name);
+    if (directory_length + name_length + 2 > PATH_MAX)
+        return false;
+    memcpy(path, directory, directory_length);
+    if (directory_length > 0)
+        path[directory_length++] = '/';
+    memcpy(path + directory_length, name, name_length + 1);
+    return true;
+}
+
+static bool goes_on(int error) {
+    return error == ENOENT || error == ENOTDIR || error == EACCES || error == ENAMETOOLONG;
+}
+
+/* As execvp, but a file without a known format is an error and never given to a shell. */
+static int execute(const struct request *r) {
+    const char *name = r->argv[0];
+    if (*name == 0 || strchr(name, '/') != NULL) {
+        execve(name, r->argv, r->envp);
+        return errno;
+    }
+    char path[PATH_MAX];
+    int error = ENOENT;
+    const char *directory = find_path(r->envp);
+    for (;;) {
+        size_t length = strcspn(directory, ":");
+        if (join(path, directory, length, name)) {
+            execve(path, r->argv, r->envp);
+            if (!goes_on(errno))
+                return errno;
+            if (errno == EACCES)
+                error = EACCES;
+        }
+        if (directory[length] == 0)
+            return error;
+        directory += length + 1;
+    }
+}
+
+static int failed(int stage, int error) {
+    launch.stage = stage;
+    launch.error = error;
+    return 127;
+}
+
+static int child_main(void *unused) {
+    (void)unused;
+    const struct request *r = launch.request;
+    setsid();
+    for (int i = 0; i < 3; i++)
+        if (dup2(launch.descriptors[i], i) < 0)
+            return failed(STAGE_RESOURCES, errno);
+    if (r->umask != DEFAULT_UMASK)
+        umask(r->umask);
+    if (limit_raised && setrlimit(RLIMIT_NOFILE, &first_limit) != 0)
+        return failed(STAGE_RESOURCES, errno);
+    int error = identity_become(r, launch.marker);
+    if (error != 0)
+        return failed(STAGE_IDENTITY, error);
+    /* The agent is in "/" already. */
+    if (strcmp(r->cwd, "/") != 0 && chdir(r->cwd) != 0)
+        return failed(STAGE_DIRECTORY, errno);
+    /* The agent ignores no signal, it only blocks some: an empty mask is all there is to restore. */
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    return failed(STAGE_PROGRAM, execute(r));
+}
+
+static void close_if_open(int descriptor) {
+    if (descriptor >= 0)
+        close(descriptor);
+}
+
+/* Makes the pipes; theirs[] are the command's ends. The agent's ends never block: a command can
+   open its own pipe and take away what poll has announced. */
+static int make_pipes(bool with_input, int theirs[3], struct spawned *s) {
+    int pair[2];
+    for (int i = with_input ? 0 : 1; i < 3; i++) {
+        if (pipe2(pair, O_CLOEXEC) != 0)
+            return errno;
+        int own = i == 0 ? 1 : 0;
+        *(i == 0 ? &s->input : &s->output[i - 1]) = pair[own];
+        theirs[i] = pair[1 - own];
+        if (fcntl(pair[own], F_SETFL, O_NONBLOCK) != 0)
+            return errno;
+    }
+    return 0;
+}
+
+/* The pipes belong to the command's user, so that it can open /dev/stdout and /proc/self/fd/1. */
+static int make_pipes_as(const struct request *r, int theirs[3], struct spawned *s) {
+    if (r->uid == 0)
+        return make_pipes(r->stdin_pipe, theirs, s);
+    identity_act_as(r->uid);
+    int error = make_pipes(r->stdin_pipe, theirs, s);
+    identity_act_as_self();
+    return error;
+}
+
+static void create_process(const struct request *r, int slot, const int theirs[3],
+                           struct spawned *s) {
+    launch = (struct launch){
+        .request = r,
+        .marker = (gid_t)(MARKER_FIRST + slot),
+        .descriptors = {theirs[0], theirs[1], theirs[2]},
+    };
+    pid_t pid = clone(child_main, child_stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+    if (pid < 0) {
+        s->stage = STAGE_RESOURCES;
+        s->error = errno;
+        return;
+    }
+    s->pid = pid;
+    s->stage = launch.stage;
+    s->error = launch.error;
+}
+
+void spawn_command(const struct request *r, int slot, unsigned channels_open,
+                   struct spawned *s) {
+    int theirs[3] = {-1, -1, -1};
+    *s = (struct spawned){.input = -1, .output = {-1, -1}};
+    raise_descriptor_limit(channels_open);
+    int error = make_pipes_as(r, theirs, s);
+    if (error == 0) {
+        if (!r->stdin_pipe)
+            theirs[0] = null_device;
+        create_process(r, slot, theirs, s);
+        if (!r->stdin_pipe)
+            theirs[0] = -1;
+    } else {
+        s->stage = STAGE_RESOURCES;
+        s->error = error;
+    }
+    for (int i = 0; i < 3; i++)
+        close_if_open(theirs[i]);
+    if (s->stage == STAGE_NONE)
+        return;
+    close_if_open(s->input);
+    close_if_open(s->output[0]);
+    close_if_open(s->output[1]);
+}

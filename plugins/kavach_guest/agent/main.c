@@ -33,6 +33,7 @@ enum {
     PLACES = FIXED_PLACES + 3 * SLOTS,
     LINGER_MS = 1,
     LINGER_ROUNDS = 16,
+    HOLD_MS = 1,
 };
 
 /* Not a handler and ppoll: with descriptors always ready, a pending signal would never be seen. */
@@ -134,28 +135,28 @@ static void add_place(int fd, int events, struct channel *channel, struct stream
     places++;
 }
 
-/* True if a stream waits for the exit of its process. */
+/* True if a stream waits for the exit of its process; then the other one waits too. */
 static bool add_channel(struct channel *channel) {
-    bool lingers = false;
     if (input_waits(&channel->in))
         add_place(channel->in.fd, POLLOUT, channel, NULL);
+    if (channel->out[0].lingering || channel->out[1].lingering)
+        return true;
     for (int i = 0; i < 2; i++) {
         struct stream *stream = &channel->out[i];
         int events = stream_events(channel, stream);
         if (events != STREAM_IDLE)
             add_place(stream->fd, events, channel, stream);
-        lingers = lingers || stream->lingering;
     }
-    return lingers;
+    return false;
 }
 
 /* Each round begins with another channel, so that none is always last. */
-static bool build_places(void) {
+static bool build_places(bool holds) {
     static unsigned first;
     bool lingers = false;
     places = 0;
     add_place(STDIN_FILENO, host_is_held() ? 0 : POLLIN, NULL, NULL);
-    add_place(STDOUT_FILENO, out_pending() > 0 ? POLLOUT : 0, NULL, NULL);
+    add_place(STDOUT_FILENO, out_pending() > 0 && !holds ? POLLOUT : 0, NULL, NULL);
     add_place(children, POLLIN, NULL, NULL);
     first++;
     for (unsigned i = 0; i < channels_active_count; i++)
@@ -222,13 +223,24 @@ static int soonest(int a, int b) {
     return a < b ? a : b;
 }
 
+/* A STARTED waits a moment for the end of a very short command: then all is one write, and wakes
+   the host once. True if it waits now. */
+static bool flush_or_hold(void) {
+    static bool held;
+    held = !held && out_pending() > 0 && !out_is_urgent();
+    if (!held && !out_flush())
+        end_box();
+    return held;
+}
+
 static _Noreturn void run(void) {
     bool more_to_reap = false;
     int timeout = -1;
     for (;;) {
-        if (!out_flush())
-            end_box();
-        bool lingers = build_places();
+        bool holds = flush_or_hold();
+        bool lingers = build_places(holds);
+        if (holds)
+            timeout = soonest(timeout, HOLD_MS);
         if (lingers)
             timeout = soonest(timeout, LINGER_MS);
         if (more_to_reap)

@@ -24,9 +24,14 @@ enum { DATA_CHUNK = DATA_MAX - HEADER_SIZE };
 
 static unsigned char buffer[CAPACITY];
 static size_t head, tail;
+static bool urgent;
 
 size_t out_pending(void) {
     return tail - head;
+}
+
+bool out_is_urgent(void) {
+    return urgent;
 }
 
 bool out_has_control_room(void) {
@@ -49,6 +54,7 @@ static void put_header(unsigned char *p, uint8_t type, uint8_t stream, uint32_t 
     p[5] = stream;
     put_u16(p + 6, 0);
     put_u32(p + 8, channel);
+    urgent = urgent || type != GUEST_STARTED;
 }
 
 bool out_takes_data(void) {
@@ -105,6 +111,7 @@ bool out_flush(void) {
             return true;
     }
     head = tail = 0;
+    urgent = false;
     return true;
 }
 

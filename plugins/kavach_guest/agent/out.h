@@ -9,6 +9,9 @@
 /* Bytes not yet written. */
 size_t out_pending(void);
 
+/* Whether anything but STARTED waits: the host has nothing to do about that one. */
+bool out_is_urgent(void);
+
 /* Whether a few more control frames fit. Every control frame is emitted after asking. */
 bool out_has_control_room(void);
 

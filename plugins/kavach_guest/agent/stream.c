@@ -20,7 +20,7 @@ static bool discards(const struct channel *channel) {
 }
 
 int stream_events(const struct channel *channel, const struct stream *stream) {
-    if (stream->fd < 0 || stream->lingering)
+    if (stream->fd < 0)
         return STREAM_IDLE;
     if (discards(channel))
         return POLLIN;

@@ -160,9 +160,6 @@ static void kill_visited(pid_t pid, int slot) {
 
 static void kill_descendants(void) {
     for (int round = 0; round < PLAIN_END_ROUNDS; round++) {
-        tree_walk_begin();
-        while (!tree_walk_step(UINT32_MAX, kill_visited))
-            ;
         pid_t reaped;
         do
             reaped = waitpid(-1, NULL, WNOHANG);
@@ -170,6 +167,9 @@ static void kill_descendants(void) {
         /* A subreaper without a child has no descendant either. */
         if (reaped < 0 && errno == ECHILD)
             return;
+        tree_walk_begin();
+        while (!tree_walk_step(UINT32_MAX, kill_visited))
+            ;
         poll(NULL, 0, PLAIN_END_PAUSE_MS);
     }
 }

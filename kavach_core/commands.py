@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping
 from typing import Final, TypedDict
 
 from kavach_core.config import SandboxConfig, check_user, to_user
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.execution import Command
-from kavach_core.types import ExecRequest, User
+from kavach_core.execution import Command, Forward, Input
+from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest, User
 from kavach_core.validation import (
     MAX_COMMAND_BYTES,
     check_absolute_path,
@@ -32,23 +32,38 @@ _check_cwd = optional(check_absolute_path)
 
 
 class CommandOptions(TypedDict, total=False):
-    """What ``spawn`` takes beside the command; ``exec`` and ``shell`` take it too."""
+    """What every way to start a command takes beside the command.
+
+    Attributes:
+        env: variables over those of the sandbox.
+        cwd: working directory in the box.
+        user: ``UID``, ``UID:GID``, ``root``, ``nobody``, or a ``User``.
+    """
 
     env: Mapping[str, str] | None
     cwd: str | None
     user: User | str | int | None
 
 
-def build_command(
-    argv: tuple[str, ...],
-    options: CommandOptions,
-    *,
-    config: SandboxConfig,
-    cwd: str,
-    input_: bytes | str | None,
-    timeout: float | None,
-    max_output: int,
-) -> Command:
+class ExecOptions(CommandOptions, total=False):
+    """What ``exec`` and ``shell`` take beside the command.
+
+    Attributes:
+        input: what the command reads from standard input, at once or as it comes; None gives it ``/dev/null``.
+        timeout: seconds of wall clock after which it is killed with all it has started; None = as configured.
+        max_output: bytes to keep of each output stream, 8 MiB unless said otherwise; all of them are counted.
+        on_stdout: awaited with each piece of standard output as it comes.
+        on_stderr: likewise for standard error.
+    """
+
+    input: Input | str | None
+    timeout: float | None
+    max_output: int
+    on_stdout: Forward | None
+    on_stderr: Forward | None
+
+
+def build_command(argv: tuple[str, ...], options: ExecOptions, *, config: SandboxConfig, cwd: str) -> Command:
     """Build a command out of a call's arguments and the sandbox's configuration.
 
     Args:
@@ -56,9 +71,6 @@ def build_command(
         options: what the call sets, over the configuration.
         config: the sandbox's configuration.
         cwd: the sandbox's working directory.
-        input_: bytes or text for standard input, or None.
-        timeout: seconds, or None for the configured one.
-        max_output: bytes to keep of each stream.
 
     Raises:
         ConfigError: with every argument that is wrong.
@@ -66,29 +78,37 @@ def build_command(
     env = {**BASE_ENVIRONMENT, **config.env, **_mapping(options.get("env"))}
     user = options.get("user")
     chosen = config.user if user is None else to_user(user)
-    own_cwd = options.get("cwd")
-    deadline = timeout if timeout is not None else config.timeout
+    timeout = options.get("timeout")
+    deadline = config.timeout if timeout is None else timeout
+    max_output = options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES)
     problems = [
         *check_argv("argv", argv),
         *check_environment("env", options.get("env") or {}),
-        *_check_cwd("cwd", own_cwd),
+        *_check_cwd("cwd", options.get("cwd")),
         *check_user("user", chosen),
         *_check_timeout("timeout", deadline),
         *_check_max_output("max_output", max_output),
-        *_check_input(input_),
+        *_check_input(options.get("input")),
     ]
     if problems or not isinstance(chosen, User):
         raise ConfigError(problems)
     request = ExecRequest(
         argv=tuple(encode(argument) for argument in argv),
         env=tuple(encode(f"{name}={value}") for name, value in env.items()),
-        cwd=encode(cwd if own_cwd is None else own_cwd),
+        cwd=encode(options.get("cwd") or cwd),
         user=chosen,
-        stdin=input_ is not None,
+        stdin=options.get("input") is not None,
     )
     _refuse_oversize(request)
-    data = encode(input_) if isinstance(input_, str) else input_
-    return Command(argv=argv, request=request, input=data, timeout=deadline, max_output=max_output)
+    return Command(
+        argv=argv,
+        request=request,
+        input=_input(options.get("input")),
+        timeout=deadline,
+        max_output=max_output,
+        on_stdout=options.get("on_stdout"),
+        on_stderr=options.get("on_stderr"),
+    )
 
 
 def encode(text: str) -> bytes:
@@ -101,8 +121,12 @@ def _mapping(env: object) -> Mapping[str, str]:
 
 
 def _check_input(value: object) -> Iterator[FieldProblem]:
-    if value is not None and not isinstance(value, (bytes, str)):
-        yield FieldProblem("input", f"{type(value).__name__} is neither bytes nor text")
+    if value is not None and not isinstance(value, (bytes, str, AsyncIterable)):
+        yield FieldProblem("input", f"{type(value).__name__} is neither bytes, nor text, nor gives bytes as they come")
+
+
+def _input(value: Input | str | None) -> Input | None:
+    return encode(value) if isinstance(value, str) else value
 
 
 def _refuse_oversize(request: ExecRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Final
 
 import trio
@@ -27,6 +28,10 @@ _LATE_OUTPUT_BYTES: Final = 1024 * 1024
 _KILL_SECONDS: Final = 2.0
 
 
+Input = bytes | AsyncIterable[bytes]
+Forward = Callable[[bytes], Awaitable[None]]
+
+
 @frozen(kw_only=True)
 class Command:
     """A command to run to its end.
@@ -34,23 +39,28 @@ class Command:
     Attributes:
         argv: as the caller wrote it, for the result.
         request: as the box gets it.
-        input: bytes for standard input, or None for ``/dev/null``.
+        input: bytes for standard input, at once or as they come, or None for ``/dev/null``.
         timeout: seconds of wall clock, or None.
         max_output: bytes to keep of each output stream; what goes beyond is read, counted and dropped.
+        on_stdout: called with each piece of standard output as it comes; the command waits for it.
+        on_stderr: likewise for standard error.
     """
 
     argv: tuple[str, ...]
     request: ExecRequest
-    input: bytes | None
+    input: Input | None
     timeout: float | None
     max_output: int
+    on_stdout: Forward | None = None
+    on_stderr: Forward | None = None
 
 
 @define
 class Capture:
-    """The first bytes of a stream, and a count of all of them."""
+    """The first bytes of a stream, and a count of all of them; each piece is passed on if somebody wants it."""
 
     limit: int
+    forward: Forward | None
     total: int = 0
     ended: bool = False
     _kept: bytearray = field(factory=bytearray)
@@ -60,18 +70,20 @@ class Capture:
         """What was kept."""
         return bytes(self._kept)
 
-    def add(self, chunk: bytes) -> None:
-        """Take a chunk: count it, keep what fits."""
+    async def add(self, chunk: bytes) -> None:
+        """Take a chunk: count it, keep what fits, pass it on."""
         self.total += len(chunk)
         room = self.limit - len(self._kept)
         if room > 0:
             self._kept += chunk[:room]
+        if self.forward is not None:
+            await self.forward(chunk)
 
     async def drain(self, stream: trio.abc.ReceiveStream) -> None:
         """Read ``stream`` to its end, or to the end of the box."""
         try:
             while chunk := await stream.receive_some():
-                self.add(chunk)
+                await self.add(chunk)
         except KavachError:
             return  # whoever waits for the command's end gets the same error, with its reason
         self.ended = True
@@ -91,7 +103,11 @@ class Run:
     @classmethod
     def of(cls, command: Command) -> Run:
         """Begin with nothing known."""
-        return cls(command, Capture(command.max_output), Capture(command.max_output))
+        return cls(
+            command,
+            Capture(command.max_output, command.on_stdout),
+            Capture(command.max_output, command.on_stderr),
+        )
 
     @property
     def total(self) -> int:
@@ -155,9 +171,13 @@ def _start_drains(run: Run, process: GuestProcess, nursery: trio.Nursery) -> tri
     return done
 
 
-async def _feed(stdin: trio.abc.SendStream, data: bytes) -> None:
+async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
     try:
-        await stdin.send_all(data)
+        if isinstance(data, bytes):
+            await stdin.send_all(data)
+        else:
+            async for piece in data:
+                await stdin.send_all(piece)
         await stdin.aclose()
     except (trio.BrokenResourceError, KavachError):
         return  # the command has ended without reading it all, or the box has: neither is an error of the input

@@ -23,12 +23,11 @@ from kavach_core.abc import (
     SandboxSpec,
     Session,
 )
-from kavach_core.commands import CommandOptions, build_command
+from kavach_core.commands import CommandOptions, ExecOptions, build_command
 from kavach_core.config import SandboxConfig
 from kavach_core.discovery import IMAGES, load_plugin
 from kavach_core.errors import FieldProblem, StartFailed, UnsupportedPolicy
 from kavach_core.execution import (
-    Command,
     Run,
     describe_start_failure,
     raise_unless_ok,
@@ -40,7 +39,7 @@ from kavach_core.lifecycle import State, require_running, transition
 from kavach_core.policy import Limits, SandboxPolicy, resolve_policy
 from kavach_core.scoring import Score, declared_score
 from kavach_core.selection import choose_backend
-from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecResult, Usage, User
+from kavach_core.types import ExecResult, Usage, User
 
 _ALWAYS_REQUIRED: Final = frozenset(
     {
@@ -166,24 +165,13 @@ class Sandbox:
         """Where it is in its life."""
         return self._state
 
-    async def exec(
-        self,
-        *argv: str,
-        input: bytes | str | None = None,  # noqa: A002 - the name subprocess.run gives it
-        timeout: float | None = None,  # noqa: ASYNC109 - the deadline of the command, not of the call
-        max_output: int = DEFAULT_MAX_OUTPUT_BYTES,
-        check: bool = False,
-        **options: Unpack[CommandOptions],
-    ) -> ExecResult:
+    async def exec(self, *argv: str, check: bool = False, **options: Unpack[ExecOptions]) -> ExecResult:
         """Run a command to its end and return what it did.
 
         Args:
             argv: program and arguments; a program without a slash is looked up along PATH in the box.
-            input: what the command reads from standard input; None gives it ``/dev/null``.
-            timeout: seconds of wall clock after which it is killed with all it has started; None = as configured.
-            max_output: bytes to keep of each output stream.
             check: raise when the command does not succeed.
-            options: ``env`` (over that of the sandbox), ``cwd``, ``user``.
+            options: see ``ExecOptions``: input, timeout, max_output, on_stdout, on_stderr, env, cwd, user.
 
         Cancellation: the command is killed with all it has started.
 
@@ -194,7 +182,7 @@ class Sandbox:
             ExecError: with ``check``: StartFailed, ExecTimeout or NonzeroExit, each with the result.
         """
         require_running(self._state, sandbox_id=self.id)
-        command = self._command(argv, options, input_=input, timeout=timeout, max_output=max_output)
+        command = build_command(argv, options, config=self.config, cwd=self._spec.cwd)
         exec_id, started = next(self._exec_ids), trio.current_time()
         run = await run_command(self._session, command)
         refuse_missing_cwd(run)
@@ -203,23 +191,12 @@ class Sandbox:
             raise_unless_ok(result)
         return result
 
-    async def shell(
-        self,
-        script: str,
-        *,
-        input: bytes | str | None = None,  # noqa: A002 - as in exec
-        timeout: float | None = None,  # noqa: ASYNC109 - as in exec
-        max_output: int = DEFAULT_MAX_OUTPUT_BYTES,
-        check: bool = False,
-        **options: Unpack[CommandOptions],
-    ) -> ExecResult:
+    async def shell(self, script: str, *, check: bool = False, **options: Unpack[ExecOptions]) -> ExecResult:
         """Run a script with the box's ``/bin/sh``: the one place where a string is taken for a command line.
 
         Arguments, cancellation and errors are those of ``exec``.
         """
-        return await self.exec(
-            "/bin/sh", "-c", script, input=input, timeout=timeout, max_output=max_output, check=check, **options
-        )
+        return await self.exec("/bin/sh", "-c", script, check=check, **options)
 
     async def spawn(self, *argv: str, stdin: bool = False, **options: Unpack[CommandOptions]) -> GuestProcess:
         """Start a command and return it with its streams; the caller reads them, waits and kills.
@@ -227,7 +204,7 @@ class Sandbox:
         Args:
             argv: as in ``exec``.
             stdin: give it a standard input to send to, instead of ``/dev/null``.
-            options: as in ``exec``.
+            options: see ``CommandOptions``: env, cwd, user.
 
         Raises:
             ConfigError: when an argument is wrong.
@@ -235,7 +212,8 @@ class Sandbox:
             SandboxGone: when the box has ended.
         """
         require_running(self._state, sandbox_id=self.id)
-        command = self._command(argv, options, input_=b"" if stdin else None, timeout=None, max_output=0)
+        with_input: ExecOptions = {**options, "input": b""} if stdin else {**options}
+        command = build_command(argv, with_input, config=self.config, cwd=self._spec.cwd)
         try:
             return await self._session.start(command.request)
         except GuestStartError as error:
@@ -261,25 +239,6 @@ class Sandbox:
             return
         self._state = transition(self._state, State.DESTROYED, sandbox_id=self.id)
         await self._session.aclose()
-
-    def _command(
-        self,
-        argv: tuple[str, ...],
-        options: CommandOptions,
-        *,
-        input_: bytes | str | None,
-        timeout: float | None,
-        max_output: int,
-    ) -> Command:
-        return build_command(
-            argv,
-            options,
-            config=self.config,
-            cwd=self._spec.cwd,
-            input_=input_,
-            timeout=timeout,
-            max_output=max_output,
-        )
 
     def _result(self, run: Run, exec_id: int, duration: float) -> ExecResult:
         return result_of(run, exec_id=exec_id, duration=duration, sandbox_id=self.id, backend=self.backend)

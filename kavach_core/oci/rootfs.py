@@ -19,6 +19,9 @@ from kavach_core.abc import HostToolchain, RootSource
 from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.oci.workspace import workspace
 
+AGENT_PATH: Final = "/dev/.kavach-agent"
+"""Where a box has its agent: below /dev, which is the box's own tmpfs, so that no root needs a mount point for it."""
+
 WRITABLE_DIRECTORIES: Final = ("/tmp", "/home", "/work")  # noqa: S108 - paths inside the box
 
 _HOST_PROGRAMS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -59,13 +62,17 @@ class RootLayout:
     writable: tuple[str, ...]
 
 
-def prepare_root(source: RootSource) -> RootLayout:
+def prepare_root(source: RootSource, *, compose: bool = False) -> RootLayout:
     """Make the root of a box out of what the caller asked for.
+
+    Args:
+        source: what the caller asked for.
+        compose: compose the root even where the directory has the common mount points.
 
     Raises:
         ConfigError: when the caller's directory cannot be a safe root.
     """
-    return _host_toolchain() if isinstance(source, HostToolchain) else _from_directory(source.path)
+    return _host_toolchain() if isinstance(source, HostToolchain) else _from_directory(source.path, compose=compose)
 
 
 @functools.cache
@@ -87,12 +94,12 @@ def _host_toolchain() -> RootLayout:
     return RootLayout(path=skeleton, binds=tuple(binds), writable=WRITABLE_DIRECTORIES)
 
 
-def _from_directory(path: Path) -> RootLayout:
+def _from_directory(path: Path, *, compose: bool) -> RootLayout:
     for name in ("dev", "proc", "sys", "tmp", "etc"):
         # A runtime that mounts onto a link can be led out of the root: CVE-2021-30465, CVE-2026-41579, CVE-2026-47766.
         if (path / name).is_symlink():
             raise ConfigError([FieldProblem("rootfs", f"/{name} in it is a symbolic link", "make it a directory")])
-    if all((path / name).is_dir() for name in ("dev", "proc", "tmp")):
+    if not compose and all((path / name).is_dir() for name in ("dev", "proc", "tmp")):
         return RootLayout(path=path, binds=(), writable=("/tmp",))  # noqa: S108 - inside the box
     return _compose(path)
 
@@ -122,6 +129,8 @@ def _make_skeleton(name: str, *, fresh: bool = False) -> Path:
     for directory in _writable_names():
         # runc copies the mode of the mount point over the mode that the tmpfs is mounted with.
         (skeleton / directory).chmod(0o1777)
+    agent = skeleton / AGENT_PATH.removeprefix("/")
+    agent.touch(mode=0o644)
     (skeleton / "var" / "tmp").symlink_to("/tmp")  # noqa: S108 - inside the box
     return skeleton
 

@@ -38,12 +38,14 @@ class OciRuntime:
         program: its path.
         global_arguments: what stands before the subcommand, without ``--root``; ``{bundle}`` in them is the box's bundle.
         cgroup_namespace: it can give a box a cgroup namespace.
+        needs_mount_points: it makes mount points below /dev in the root itself, where it may not write.
     """
 
     name: str
     program: Path
     global_arguments: tuple[str, ...] = ()
     cgroup_namespace: bool = True
+    needs_mount_points: bool = False
 
     def run(self, *, state: Path, bundle: Path, pid_file: Path, box_id: str) -> list[str]:
         """Return the command that boots a box and stays in the foreground until it ends."""

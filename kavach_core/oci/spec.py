@@ -15,10 +15,8 @@ from typing import Any, Final
 from attrs import frozen
 
 from kavach_core.oci.idrange import SIZE
-from kavach_core.oci.rootfs import Bind, RootLayout
+from kavach_core.oci.rootfs import AGENT_PATH, Bind, RootLayout
 from kavach_core.policy import Limits
-
-AGENT_PATH: Final = "/dev/.kavach/agent"
 
 # The agent switches users and kills; SETPCAP lets it empty the bounding set, then it drops that as well.
 _AGENT_CAPABILITIES: Final = ("CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID")

@@ -54,7 +54,7 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         CreateError: when the box does not start.
     """
     check_limits(spec)
-    root = prepare_root(spec.root)
+    root = prepare_root(spec.root, compose=runtime.needs_mount_points)
     check_directory(root, spec.cwd)
     box = _start(runtime, spec, root, tasks_per_process)
     channel = GuestChannel(

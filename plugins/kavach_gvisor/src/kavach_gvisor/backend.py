@@ -131,4 +131,5 @@ def _runtime(program: Path, platform: str) -> OciRuntime:
         program=program,
         global_arguments=(f"--platform={platform}", *_ARGUMENTS),
         cgroup_namespace=False,
+        needs_mount_points=True,
     )

@@ -1,0 +1,5 @@
+"""``python -m kavach_core.cli``."""
+
+from kavach_core.cli import main
+
+main()

@@ -1,7 +1,7 @@
 """The contract between core and plugins.
 
-A backend boots a box and returns a session; the session starts commands. Every call takes one frozen request and gives one
-frozen result, so that signatures never grow: later versions add fields with defaults.
+A backend boots a box and returns a session; the session starts commands. Every call takes one frozen request
+and gives one frozen result, so that signatures never grow: later versions add fields with defaults.
 
 Version 1.0. A plugin works with a core of the same major version and of the same or a newer minor one.
 """

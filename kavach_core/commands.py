@@ -122,7 +122,10 @@ def _mapping(env: object) -> Mapping[str, str]:
 
 def _check_input(value: object) -> Iterator[FieldProblem]:
     if value is not None and not isinstance(value, (bytes, str, AsyncIterable)):
-        yield FieldProblem("input", f"{type(value).__name__} is neither bytes, nor text, nor gives bytes as they come")
+        yield FieldProblem(
+            "input",
+            f"{type(value).__name__} is neither bytes, nor text, nor gives bytes as they come",
+        )
 
 
 def _input(value: Input | str | None) -> Input | None:

@@ -33,7 +33,10 @@ def _check_rootfs(name: str, value: object) -> Iterator[FieldProblem]:
     if not isinstance(value, (str, Path)):
         yield FieldProblem(name, f"{type(value).__name__} is not a path")
         return
-    yield from list(check_absolute_path(name, str(value))) or _check_directory(name, str(value))
+    found = list(check_absolute_path(name, str(value)))
+    yield from found
+    if not found:
+        yield from _check_directory(name, str(value))
 
 
 def _check_directory(name: str, path: str) -> Iterator[FieldProblem]:
@@ -85,7 +88,7 @@ def check_user(name: str, value: object) -> Iterator[FieldProblem]:
         yield FieldProblem(name, f"{value!r} is not a user", "write UID, UID:GID, root or nobody")
         return
     for id_ in dict.fromkeys((value.uid, value.gid, *value.groups)):
-        if isinstance(id_, bool) or not isinstance(id_, int) or not 0 <= id_ <= MAX_ID:
+        if type(id_) is not int or not 0 <= id_ <= MAX_ID:
             yield FieldProblem(name, f"{id_!r} is not an id of the box", f"0 to {MAX_ID}")
 
 
@@ -133,7 +136,9 @@ class SandboxConfig:
 
     backend: str = checked(check_text, default="auto")
     rootfs: Path | None = checked(
-        optional(_check_rootfs), default=None, converter=lambda v: Path(v) if isinstance(v, str) else v
+        optional(_check_rootfs),
+        default=None,
+        converter=lambda v: Path(v) if isinstance(v, str) else v,
     )
     image: str | None = checked(optional(check_text), default=None)
     policy: str | SandboxPolicy = checked(_check_policy, default="basic")

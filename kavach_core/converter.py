@@ -1,7 +1,8 @@
 """The one converter between plain data (dict, JSON, TOML) and kavach's classes.
 
-Strict: an unknown key, a value of another type and a value out of range are all refused, and all of them are reported at
-once, each with its path. Nothing is coerced but sizes (``512M``), paths and users, which have a textual form.
+Strict: an unknown key, a value of another type and a value out of range are all refused, and all of them are
+    reported at once, each with its path. Nothing is coerced but sizes (``512M``), paths and users, which have
+    a textual form.
 """
 
 from __future__ import annotations
@@ -65,12 +66,18 @@ def load_config(path: Path) -> SandboxConfig:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
-        data = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw.decode())
+        data = _parse(raw, path.suffix)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError([FieldProblem(str(path), str(error), "write it as TOML, or as JSON in a .json file")]) from error
+        raise ConfigError(
+            [FieldProblem(str(path), str(error), "write it as TOML, or as JSON in a .json file")]
+        ) from error
     return structure(data, SandboxConfig)
+
+
+def _parse(raw: bytes, suffix: str) -> object:
+    if len(raw) > MAX_FILE_BYTES:
+        raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
+    return json.loads(raw) if suffix == ".json" else tomllib.loads(raw.decode())
 
 
 def _structure_class(data: object, cls: type[T]) -> T:
@@ -78,7 +85,7 @@ def _structure_class(data: object, cls: type[T]) -> T:
         return data
     if not isinstance(data, Mapping):
         raise ConfigError([FieldProblem("", f"{type(data).__name__} is not a table of fields")])
-    attributes = {attribute.name: attribute for attribute in attrs.fields(cls)}  # type: ignore[arg-type,misc]  # cls is an attrs class: the hook is registered for those
+    attributes = {attribute.name: attribute for attribute in attrs.fields(cls)}  # type: ignore[arg-type]  # cls is an attrs class: the hook is registered for those
     problems = [_unknown_key(str(key), list(attributes)) for key in data if key not in attributes]
     hints = get_type_hints(cls)
     values: dict[str, object] = {}
@@ -93,7 +100,10 @@ def _structure_class(data: object, cls: type[T]) -> T:
 
 
 def _structure_field(
-    value: object, hint: Any, attribute: attrs.Attribute[Any], problems: list[FieldProblem]  # noqa: ANN401 - a type expression
+    value: object,
+    hint: Any,  # noqa: ANN401 - a type expression
+    attribute: attrs.Attribute[Any],
+    problems: list[FieldProblem],
 ) -> object:
     """Structure one field; on failure add to ``problems`` and return None."""
     try:

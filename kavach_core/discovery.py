@@ -1,9 +1,9 @@
 """Finding plugins: list them without importing anything, load just the one that was asked for, survive a broken one.
 
-stevedore does the loading, made safe in four ways: the entry points come from the installed distributions themselves, not from stevedore's
-cache on disk (which anybody who can write it could point at any importable name); two distributions that claim one name are
-refused before either is imported; only the named plugin is imported; and what a plugin does while it is imported, ``sys.exit`` included,
-becomes a typed error.
+stevedore does the loading, made safe in four ways: the entry points come from the installed distributions
+themselves, not from stevedore's cache on disk (which anybody who can write it could point at any importable
+name); two distributions that claim one name are refused before either is imported; only the named plugin is
+imported; and what a plugin does while it is imported, ``sys.exit`` included, becomes a typed error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from typing import Any, Final
 from attrs import frozen
 
 from kavach_core.abc import API_VERSION, Backend, ImageProvider
-from kavach_core.errors import DiscoveryError, DuplicatePlugin, IncompatiblePlugin, PluginLoadError, UnknownPlugin
+from kavach_core.errors import (
+    DiscoveryError,
+    DuplicatePlugin,
+    IncompatiblePlugin,
+    PluginLoadError,
+    UnknownPlugin,
+)
 
 BACKENDS: Final = "kavach_core.backends"
 IMAGES: Final = "kavach_core.images"
@@ -127,7 +133,9 @@ def _load(plugin: Plugin) -> type[Any]:
     if problem:
         text, hint = problem
         raise IncompatiblePlugin(
-            f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} {text}", name=plugin.name, hint=hint
+            f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} {text}",
+            name=plugin.name,
+            hint=hint,
         )
     return cls
 
@@ -138,7 +146,7 @@ def _import(plugin: Plugin) -> type[Any]:
 
     ExtensionManager.ENTRY_POINT_CACHE[plugin.group] = _entry_points(plugin.group)
     try:
-        manager = DriverManager(plugin.group, plugin.name)
+        manager: Any = DriverManager(plugin.group, plugin.name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit in a plugin must not end the host
@@ -162,9 +170,12 @@ def _contract_problem(cls: object, group: str) -> tuple[str, str] | None:
     """Return what keeps ``cls`` from being used as a plugin of ``group``, and the remedy."""
     if not inspect.isclass(cls):
         return "does not name a class", "point the entry point at the class itself"
-    version = getattr(cls, "api_version", None)
-    if not _is_version(version):
-        return f"declares no usable api_version ({version!r})", "set api_version = (1, 0) on the class"
+    version = _as_version(getattr(cls, "api_version", None))
+    if version is None:
+        return (
+            f"declares no usable api_version ({version!r})",
+            "set api_version = (1, 0) on the class",
+        )
     if version[0] != API_VERSION[0] or version[1] > API_VERSION[1]:
         return (
             f"is made for version {version[0]}.{version[1]} of the contract, this is {API_VERSION[0]}.{API_VERSION[1]}",
@@ -176,12 +187,12 @@ def _contract_problem(cls: object, group: str) -> tuple[str, str] | None:
     return None
 
 
-def _is_version(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 2  # noqa: PLR2004 - major, minor
-        and all(isinstance(part, int) and not isinstance(part, bool) for part in value)
-    )
+def _as_version(value: object) -> tuple[int, int] | None:
+    match value:
+        case (int(major), int(minor)):
+            return major, minor
+        case _:
+            return None
 
 
 def _members(protocol: type[Any]) -> list[str]:
@@ -199,4 +210,8 @@ def _unknown(group: str, name: str) -> UnknownPlugin:
 
 def _duplicate(name: str, plugins: list[Plugin]) -> DuplicatePlugin:
     owners = ", ".join(f"{plugin.distribution} {plugin.version}" for plugin in plugins)
-    return DuplicatePlugin(f"more than one distribution provides {name!r}: {owners}", name=name, hint="uninstall all but one")
+    return DuplicatePlugin(
+        f"more than one distribution provides {name!r}: {owners}",
+        name=name,
+        hint="uninstall all but one",
+    )

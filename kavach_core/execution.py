@@ -12,7 +12,15 @@ import trio
 from attrs import define, field, frozen
 
 from kavach_core.abc import GuestProcess, GuestStartError, Session
-from kavach_core.errors import ConfigError, ExecTimeout, FieldProblem, KavachError, NonzeroExit, SandboxGone, StartFailed
+from kavach_core.errors import (
+    ConfigError,
+    ExecTimeout,
+    FieldProblem,
+    KavachError,
+    NonzeroExit,
+    SandboxGone,
+    StartFailed,
+)
 from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, StartFailure
 
 EXIT_TIMEOUT: Final = 124
@@ -21,9 +29,10 @@ EXIT_NOT_FOUND: Final = 127
 SIGNAL_EXIT_BASE: Final = 128
 
 DRAIN_GRACE_SECONDS: Final = 0.25
-"""How long output is awaited after the command's end while nothing comes: a process left behind may hold the stream open."""
+"""How long output is awaited after the command's end while none comes: a process left behind may hold the stream."""
 
-# What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is not its own.
+# What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is
+# not its own.
 _LATE_OUTPUT_BYTES: Final = 1024 * 1024
 _KILL_SECONDS: Final = 2.0
 
@@ -83,7 +92,7 @@ class Capture:
         """Read ``stream`` to its end, or to the end of the box."""
         try:
             while chunk := await stream.receive_some():
-                await self.add(chunk)
+                await self.add(bytes(chunk))
         except KavachError:
             return  # whoever waits for the command's end gets the same error, with its reason
         self.ended = True
@@ -184,7 +193,7 @@ async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
 
 
 async def _settle(run: Run, done: trio.Event) -> None:
-    """Wait for the output of a command that has ended: to the end of it, or as long as some of its own may still come."""
+    """Wait for the rest of the output of a command that has ended, as long as some of its own may still come."""
     ceiling = run.total + _LATE_OUTPUT_BYTES
     seen = -1
     while not done.is_set() and run.total != seen and run.total <= ceiling:

@@ -52,8 +52,8 @@ class Limits:
 class SandboxPolicy:
     """What is asked of a box beyond being one.
 
-    Every box, whatever its policy, has its own namespaces and id range, a read-only root, no network but loopback, an unprivileged user, no
-    capability, ``no_new_privs``, and an environment that starts empty.
+    Every box, whatever its policy, has its own namespaces and id range, a read-only root, no network but
+    loopback, an unprivileged user, no capability, ``no_new_privs``, and an environment that starts empty.
 
     Attributes:
         name: the preset it comes from, or a name of the caller's.

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 import attrs
 import trio
@@ -51,6 +51,7 @@ _ALWAYS_REQUIRED: Final = frozenset(
     }
 )
 
+
 class SandboxFields(TypedDict, total=False):
     """The fields of ``SandboxConfig``, as ``open_sandbox`` takes them."""
 
@@ -68,7 +69,9 @@ class SandboxFields(TypedDict, total=False):
 
 
 @asynccontextmanager
-async def open_sandbox(config: SandboxConfig | None = None, /, **fields: Unpack[SandboxFields]) -> AsyncIterator[Sandbox]:
+async def open_sandbox(
+    config: SandboxConfig | None = None, /, **fields: Unpack[SandboxFields]
+) -> AsyncIterator[Sandbox]:
     """Boot a sandbox for the length of a ``with`` block.
 
     Args:
@@ -84,11 +87,16 @@ async def open_sandbox(config: SandboxConfig | None = None, /, **fields: Unpack[
         CreateError: when the box does not start.
     """
     base = config if config is not None else SandboxConfig()
-    sandbox = await _boot(attrs.evolve(base, **fields) if fields else base)
+    sandbox = await _boot(_evolve(base, fields))
     try:
         yield sandbox
     finally:
         await sandbox.aclose()
+
+
+def _evolve(base: SandboxConfig, fields: SandboxFields) -> SandboxConfig:
+    changes: dict[str, Any] = dict(fields)  # SandboxConfig itself converts and checks what the caller may write
+    return attrs.evolve(base, **changes) if changes else base
 
 
 async def _boot(config: SandboxConfig) -> Sandbox:
@@ -125,7 +133,11 @@ def _require(backend: Backend, spec: SandboxSpec) -> None:
         capabilities.LIMITS_OPEN_FILES: limits.open_files,
         capabilities.FS_TMP_SIZE: limits.tmp,
     }
-    needed = {*_ALWAYS_REQUIRED, root, *(name for name, value in by_field.items() if value is not None)}
+    needed = {
+        *_ALWAYS_REQUIRED,
+        root,
+        *(name for name, value in by_field.items() if value is not None),
+    }
     problems = [
         FieldProblem(
             name,
@@ -152,9 +164,7 @@ class Sandbox:
         self.id = spec.sandbox_id
         self.config = config
         self.backend = backend.name
-        self.score: Score = declared_score(
-            base=backend.base_score, policy=spec.policy, enforced=backend.capabilities
-        )
+        self.score: Score = declared_score(base=backend.base_score, policy=spec.policy, enforced=backend.capabilities)
         self._spec = spec
         self._session = session
         self._exec_ids = itertools.count(1)
@@ -212,8 +222,10 @@ class Sandbox:
             SandboxGone: when the box has ended.
         """
         require_running(self._state, sandbox_id=self.id)
-        with_input: ExecOptions = {**options, "input": b""} if stdin else {**options}
-        command = build_command(argv, with_input, config=self.config, cwd=self._spec.cwd)
+        wanted = ExecOptions(
+            env=options.get("env"), cwd=options.get("cwd"), user=options.get("user"), input=b"" if stdin else None
+        )
+        command = build_command(argv, wanted, config=self.config, cwd=self._spec.cwd)
         try:
             return await self._session.start(command.request)
         except GuestStartError as error:

@@ -1,7 +1,8 @@
 """The declared strength score: what the policy asks of the backend, in points.
 
-A base for the boundary, points for what is enforced on top, and a band with a name. The bases, points and bands are those of the
-project's ancestor, so that figures stay comparable; only what is really enforced counts here.
+A base for the boundary, points for what is enforced on top, and a band with a name. The bases, points and
+bands are those of the project's ancestor, so that figures stay comparable; only what is really enforced
+counts here.
 """
 
 from __future__ import annotations

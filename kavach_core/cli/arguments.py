@@ -50,12 +50,26 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     run.add_argument("-b", "--backend", help="backend, or auto for the strongest that works here (default)")
-    run.add_argument("--config", metavar="FILE", help="read the configuration from a TOML or JSON file; options go over it")
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read the configuration from a TOML or JSON file; options go over it",
+    )
     root = run.add_mutually_exclusive_group()
-    root.add_argument("--rootfs", metavar="DIR", help="directory to use as root; default: the host's programs, read-only")
+    root.add_argument(
+        "--rootfs",
+        metavar="DIR",
+        help="directory to use as root; default: the host's programs, read-only",
+    )
     root.add_argument("--image", metavar="REF", help="image to use as root")
     run.add_argument("--policy", help="minimal, basic (default) or strict")
-    run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable; repeatable")
+    run.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a variable; repeatable",
+    )
     run.add_argument("--cwd", metavar="DIR", help="working directory in the sandbox")
     run.add_argument("--user", metavar="UID[:GID]", help="user in the sandbox (default: nobody)")
     run.add_argument("--timeout", metavar="SECONDS", help="kill the command after this time")
@@ -63,6 +77,14 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument("--cpus", metavar="N", help="bound on CPUs, for example 1.5")
     run.add_argument("--pids", metavar="N", help="bound on processes")
     run.add_argument("--network", metavar="MODE", help="none (default)")
-    run.add_argument("--json", action="store_true", help="print the result as JSON instead of passing output through")
-    run.add_argument("--summary", action="store_true", help="say on standard error which backend ran it, its score, the time")
+    run.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as JSON instead of passing output through",
+    )
+    run.add_argument(
+        "--summary",
+        action="store_true",
+        help="say on standard error which backend ran it, its score, the time",
+    )
     run.add_argument("argv", nargs="*", metavar="COMMAND", help="the command and its arguments, after --")

@@ -38,7 +38,12 @@ def _host_findings() -> list[dict[str, Any]]:
     root = os.geteuid() == 0
     return [
         _finding("python", ok=True, found=f"{sys.version.split()[0]} on Linux {platform.release()}"),
-        _finding("privileges", ok=root, found="root" if root else "not root", remedy=None if root else "run as root"),
+        _finding(
+            "privileges",
+            ok=root,
+            found="root" if root else "not root",
+            remedy=None if root else "run as root",
+        ),
         _user_namespaces(),
         _cgroups(layout),
     ]
@@ -71,7 +76,11 @@ async def _backend_findings() -> list[dict[str, Any]]:
             findings.append(_finding(what, ok=False, found=str(status.error), remedy=hint))
             continue
         report = candidate.report
-        facts = [report.version or "", report.path or "", *(f"{k} {v}" for k, v in report.details.items())]
+        facts = [
+            report.version or "",
+            report.path or "",
+            *(f"{k} {v}" for k, v in report.details.items()),
+        ]
         reasons = [reason.text for reason in report.reasons]
         remedy = next((reason.remedy for reason in report.reasons if reason.remedy), None)
         found = ", ".join([*filter(None, facts), *reasons])

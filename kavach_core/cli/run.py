@@ -45,7 +45,10 @@ def _config(options: argparse.Namespace) -> SandboxConfig:
     if options.timeout is not None:
         data["timeout"] = _number("timeout", options.timeout, problems)
     data["env"] = {**base.env, **_environment(options.env, problems)}
-    data["limits"] = {**_without_none(converter.unstructure(base.limits)), **_limits(options, problems)}
+    data["limits"] = {
+        **_without_none(converter.unstructure(base.limits)),
+        **_limits(options, problems),
+    }
     try:
         given = converter.structure(data, SandboxConfig)
     except ConfigError as error:
@@ -130,8 +133,9 @@ async def _as_json(sandbox: Sandbox, argv: tuple[str, ...]) -> int:
 async def _connected(sandbox: Sandbox, argv: tuple[str, ...]) -> int:
     """Run a command with our own standard streams."""
     with trio.CancelScope() as scope:
-        outputs = {"on_stdout": _writer(1, scope), "on_stderr": _writer(2, scope)}
-        result = await sandbox.exec(*argv, input=_our_input(), max_output=0, **outputs)
+        result = await sandbox.exec(
+            *argv, input=_our_input(), max_output=0, on_stdout=_writer(1, scope), on_stderr=_writer(2, scope)
+        )
         if result.start_failure is not None:
             print(f"kavach: {describe_start_failure(result)}", file=sys.stderr)
         return result.exit_code
@@ -139,7 +143,7 @@ async def _connected(sandbox: Sandbox, argv: tuple[str, ...]) -> int:
 
 
 async def _our_input() -> AsyncIterator[bytes]:
-    """Give what comes on our standard input. Read in a thread: it may be a file or a terminal, and is shared with others."""
+    """Give what comes on our standard input, read in a thread: it may be a file, or a terminal that others share."""
     try:
         while data := await trio.to_thread.run_sync(os.read, 0, _CHUNK_BYTES, abandon_on_cancel=True):
             yield data
@@ -148,7 +152,7 @@ async def _our_input() -> AsyncIterator[bytes]:
 
 
 def _writer(descriptor: int, scope: trio.CancelScope) -> Forward:
-    """Return a function that writes to one of our own streams; when nobody reads that any more, the command is pointless."""
+    """Return a function that writes to one of our streams and ends the command when nobody reads that any more."""
 
     async def write(data: bytes) -> None:
         try:

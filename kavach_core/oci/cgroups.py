@@ -3,7 +3,8 @@
     /kavach-ID        ours: limits, counters, the last word when something has to die
     /kavach-ID/box    the runtime's, removed by it
 
-Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes its own group before anyone can.
+Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
+its own group before anyone can.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 """
 
@@ -104,12 +105,12 @@ class BoxCgroup:
         """The ``cgroupsPath`` to give to the runtime."""
         return f"/{self._name}/box"
 
-    def create(self, limits: Limits, *, host_tasks: int) -> None:
+    def create(self, limits: Limits, *, host_tasks: int | None) -> None:
         """Make the group and set its limits; what fails is undone.
 
         Args:
             limits: memory and cpus are taken from here.
-            host_tasks: bound on tasks of the host, the runtime's own threads included.
+            host_tasks: bound on tasks of the host, the runtime's own threads included; None = unbounded.
 
         Raises:
             OSError: when the host does not allow it.
@@ -123,10 +124,10 @@ class BoxCgroup:
             self.remove()
             raise
 
-    def _create_v1(self, limits: Limits, host_tasks: int) -> None:
+    def _create_v1(self, limits: Limits, host_tasks: int | None) -> None:
         for root in {self._layout.hierarchies[name] for name in _V1_CONTROLLERS if name in self._layout.hierarchies}:
             (root / self._name).mkdir()
-        _write(self._v1("pids") / "pids.max", host_tasks)
+        _write(self._v1("pids") / "pids.max", "max" if host_tasks is None else host_tasks)
         if limits.memory is not None:
             memory = self._v1("memory")
             _write(memory / "memory.limit_in_bytes", limits.memory)
@@ -136,12 +137,12 @@ class BoxCgroup:
         if limits.cpus is not None:
             _write(self._v1("cpu") / "cpu.cfs_quota_us", round(limits.cpus * _CPU_PERIOD_US))
 
-    def _create_v2(self, limits: Limits, host_tasks: int) -> None:
+    def _create_v2(self, limits: Limits, host_tasks: int | None) -> None:
         assert self._layout.unified is not None  # noqa: S101 - version 2 is what this layout has
         _enable_controllers(self._layout.unified, self._layout.claimed & {"memory", "pids", "cpu"})
         group = self._layout.unified / self._name
         group.mkdir()
-        _write(group / "pids.max", host_tasks)
+        _write(group / "pids.max", "max" if host_tasks is None else host_tasks)
         if limits.memory is not None:
             _write(group / "memory.max", limits.memory)
             swap = group / "memory.swap.max"
@@ -189,12 +190,8 @@ class BoxCgroup:
 
     def remove(self) -> list[Path]:
         """Remove the group from every hierarchy. Return what is still there, empty when all is gone."""
-        left = []
-        for root in self._layout.roots:
-            for directory in (root / self._name / "box", root / self._name):
-                if not _rmdir(directory):
-                    left.append(directory)
-        return left
+        ours = [root / self._name for root in self._layout.roots]
+        return [path for group in ours for path in (group / "box", group) if not _rmdir(path)]
 
     def _v1(self, controller: str) -> Path:
         return self._layout.hierarchies.get(controller, Path("/nonexistent")) / self._name

@@ -1,7 +1,7 @@
-"""Starting and ending a program of the host: no inherited descriptor, no inherited environment, every wait with a deadline.
+"""Starting and ending a program of the host: it inherits no descriptor and no environment.
 
-trio's own process support starts children from a worker thread and takes its time to kill them; a runtime is started by vfork here, in
-about the time the kernel takes, and watched through a pidfd.
+trio's own process support starts children from a worker thread and takes its time to kill them; a runtime is
+started by vfork here, in about the time the kernel takes, and watched through a pidfd.
 """
 
 from __future__ import annotations
@@ -112,4 +112,6 @@ def _detach(file: object) -> int:
 def printable(raw: bytes) -> str:
     """Return text without control characters, which could steer a terminal or forge a line of a log."""
     text = raw.decode(errors="replace")
-    return "".join(character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

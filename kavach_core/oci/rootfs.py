@@ -1,13 +1,13 @@
 """The root file system of a box: the host's own programs, or a directory of the caller's, both read-only.
 
-Neither is ever written to, not even for a mount point: where a mount point is missing, the root is composed, which means that a
-skeleton of our own holds the mount points and what the caller gave is bound into it entry by entry.
+Neither is ever written to, not even for a mount point: where a mount point is missing, the root is composed,
+which means that a skeleton of our own holds the mount points and what the caller gave is bound into it entry
+by entry.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import stat
 from pathlib import Path, PurePosixPath
@@ -169,7 +169,9 @@ def check_directory(layout: RootLayout, directory: str) -> None:
     if directory in (*layout.writable, "/", "/dev", "/dev/shm"):  # noqa: S108 - inside the box
         return
     if not _resolves(layout, directory):
-        raise ConfigError([FieldProblem("cwd", f"no directory {directory!r} in the box", "name one that exists at start")])
+        raise ConfigError(
+            [FieldProblem("cwd", f"no directory {directory!r} in the box", "name one that exists at start")]
+        )
 
 
 def _resolves(layout: RootLayout, directory: str) -> bool:
@@ -187,7 +189,7 @@ def _resolves(layout: RootLayout, directory: str) -> bool:
             return False
         if stat.S_ISLNK(mode):
             links += 1
-            target = PurePosixPath(os.readlink(host))
+            target = PurePosixPath(host.readlink())
             todo.extend(p for p in reversed(target.parts) if p != "/")
             done = PurePosixPath("/") if target.is_absolute() else done.parent
         elif not stat.S_ISDIR(mode):

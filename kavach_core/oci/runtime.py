@@ -1,7 +1,7 @@
 """Driving an OCI runtime: the one box that a foreground ``run`` holds, from its start to the last cgroup.
 
-A runtime's own exit code never stands for the command's: the command's end is told by the agent, and ``run`` ending before the
-agent has spoken is a failure to boot.
+A runtime's own exit code never stands for the command's: the command's end is told by the agent, and ``run``
+ending before the agent has spoken is a failure to boot.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class OciRuntime:
     Attributes:
         name: what it is called, for errors and for the directory of its state.
         program: its path.
-        global_arguments: what stands before the subcommand, without ``--root``; ``{bundle}`` in them is the box's bundle.
+        global_arguments: what stands before the subcommand, without ``--root``; ``{bundle}`` in them is the
+            box's bundle.
         cgroup_namespace: it can give a box a cgroup namespace.
         needs_mount_points: it makes mount points below /dev in the root itself, where it may not write.
     """
@@ -110,7 +111,10 @@ class OciBox:
         self._last_usage: Usage | None = None
         self.last_words = ""
         command = runtime.run(
-            state=resources.state, bundle=resources.bundle, pid_file=resources.pid_file, box_id=resources.box_id
+            state=resources.state,
+            bundle=resources.bundle,
+            pid_file=resources.pid_file,
+            box_id=resources.box_id,
         )
         self.process = HostProcess(command, pipes=True)
 
@@ -151,7 +155,9 @@ class OciBox:
         self._resources.ids.release()
         if left:
             raise CleanupError(
-                f"left on the host: {', '.join(left)}", sandbox_id=self._resources.box_id, stage="close"
+                f"left on the host: {', '.join(left)}",
+                sandbox_id=self._resources.box_id,
+                stage="close",
             )
 
     def _kill_first_process(self) -> None:

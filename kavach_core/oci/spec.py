@@ -93,7 +93,11 @@ def _process(limits: Limits) -> dict[str, Any]:
         "args": [AGENT_PATH],
         "env": [],
         "cwd": "/",
-        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        "capabilities": {
+            "bounding": capabilities,
+            "effective": capabilities,
+            "permitted": capabilities,
+        },
         "rlimits": _rlimits(limits),
         "noNewPrivileges": True,
         "oomScoreAdj": 1000,  # the kernel should take the box before anything of the host's
@@ -122,7 +126,12 @@ def _mounts(inputs: SpecInputs) -> list[dict[str, Any]]:
     return [
         _mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"]),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
-        _mount("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
         _tmpfs("/dev/shm", inputs.limits, "noexec"),  # noqa: S108 - inside the box
         _bind(Bind(source=inputs.agent, target=AGENT_PATH)),
         *(_bind(bind) for bind in inputs.root.binds),

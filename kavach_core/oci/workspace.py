@@ -4,7 +4,8 @@
         ids/              locks on ranges of user ids
         INSTANCE/         one process's: bundles, runtime state, the agent, the skeleton of the host's toolchain
 
-Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the box; names are random.
+Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the
+box; names are random.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The host's end of the guest protocol, in trio: many commands over one pair of pipes.
 
-There is no background task. Whoever waits for something reads for everybody: the first waiter leads (reads frames and hands them out), the
-others follow; when the leader has what it wanted, it passes the lead on. So a session needs no nursery, nothing runs
-when nobody waits, and an exception cannot appear from nowhere. Writing works likewise: frames are queued whole, and
-whoever flushes writes for all, so a cancelled call never leaves half a frame on the wire.
+There is no background task. Whoever waits for something reads for everybody: the first waiter leads (reads
+frames and hands them out), the others follow; when the leader has what it wanted, it passes the lead on. So a
+session needs no nursery, nothing runs when nobody waits, and an exception cannot appear from nowhere. Writing
+works likewise: frames are queued whole, and whoever flushes writes for all, so a cancelled call never leaves
+half a frame on the wire.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ class GuestChannel:
         return command
 
     async def send(self, *frames: bytes) -> None:
-        """Queue whole frames and write until they are gone. Cancelled, they stay queued and the next sender writes them.
+        """Queue whole frames and write until they are gone.
+
+        Cancellation: they stay queued, and the next sender writes them.
 
         Raises:
             SandboxGone: when the agent has ended.
@@ -218,7 +221,9 @@ class GuestChannel:
                 self._dispatch(frame)
         except protocol.ProtocolViolation as violation:
             self._failure = GuestProtocolError(
-                f"the agent broke the protocol: {violation}", sandbox_id=self._sandbox_id, stage="channel"
+                f"the agent broke the protocol: {violation}",
+                sandbox_id=self._sandbox_id,
+                stage="channel",
             )
             self._end()
         for waiter in self._waiters:
@@ -260,7 +265,7 @@ class GuestChannel:
             raise SandboxGone("the box has ended", sandbox_id=self._sandbox_id, stage="channel")
 
     def close(self) -> None:
-        """Close both pipes: the agent kills everything and ends the box. Waiters get SandboxGone. May be called again."""
+        """Close both pipes: the agent ends the box, and waiters get SandboxGone. May be called again."""
         if self._receive_fd < 0:
             return
         for fd in (self._send_fd, self._receive_fd):
@@ -331,5 +336,5 @@ def _exit(exited: protocol.Exited) -> GuestExit:
 
 
 def ignore_gone() -> contextlib.AbstractContextManager[None]:
-    """Suppress the error of a box that has ended: for clean-up that has nothing left to do then."""
+    """Suppress the error of a box that has ended, for clean-up with nothing left to do then."""
     return contextlib.suppress(SandboxGone, GuestProtocolError)

@@ -11,7 +11,13 @@ import trio
 from kavach_core import capabilities
 from kavach_core.abc import SandboxSpec
 from kavach_core.capabilities import LIMITS_CPU, LIMITS_MEMORY, LIMITS_PIDS
-from kavach_core.errors import CreateError, FieldProblem, GuestProtocolError, SandboxGone, UnsupportedPolicy
+from kavach_core.errors import (
+    CreateError,
+    FieldProblem,
+    GuestProtocolError,
+    SandboxGone,
+    UnsupportedPolicy,
+)
 from kavach_core.oci.cgroups import BoxCgroup, CgroupLayout, detect_layout
 from kavach_core.oci.idrange import IdRange
 from kavach_core.oci.rootfs import RootLayout, check_directory, prepare_root
@@ -57,9 +63,7 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
     root = prepare_root(spec.root, compose=runtime.needs_mount_points)
     check_directory(root, spec.cwd)
     box = _start(runtime, spec, root, tasks_per_process)
-    channel = GuestChannel(
-        receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id
-    )
+    channel = GuestChannel(receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id)
     session = AgentSession(channel, box)
     try:
         with trio.fail_after(BOOT_DEADLINE_SECONDS):
@@ -129,13 +133,16 @@ def _start(runtime: OciRuntime, spec: SandboxSpec, root: RootLayout, tasks_per_p
     except OSError as error:
         _undo(resources)
         raise CreateError(
-            f"{runtime.name} cannot be started: {error}", sandbox_id=spec.sandbox_id, backend=runtime.name, stage="boot"
+            f"{runtime.name} cannot be started: {error}",
+            sandbox_id=spec.sandbox_id,
+            backend=runtime.name,
+            stage="boot",
         ) from error
 
 
-def _host_tasks(limits: Limits, tasks_per_process: int) -> int | str:
+def _host_tasks(limits: Limits, tasks_per_process: int) -> int | None:
     """Return the bound on tasks of the host. The exact bound on processes is an rlimit; this one is the backstop."""
-    return "max" if limits.pids is None else limits.pids * tasks_per_process + _RUNTIME_TASKS
+    return None if limits.pids is None else limits.pids * tasks_per_process + _RUNTIME_TASKS
 
 
 def _undo(resources: BoxResources) -> None:

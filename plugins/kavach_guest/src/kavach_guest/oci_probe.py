@@ -26,8 +26,14 @@ _REMEDIES: Final = (
         "hybrid mode",
         "as root: mkdir -p /sys/fs/cgroup/hugetlb && mount -t cgroup -o hugetlb hugetlb /sys/fs/cgroup/hugetlb",
     ),
-    ("Operation not permitted", "run as root, and allow user namespaces (sysctl user.max_user_namespaces)"),
-    ("No space left on device", "raise sysctl user.max_user_namespaces, or free the file system of /run"),
+    (
+        "Operation not permitted",
+        "run as root, and allow user namespaces (sysctl user.max_user_namespaces)",
+    ),
+    (
+        "No space left on device",
+        "raise sysctl user.max_user_namespaces, or free the file system of /run",
+    ),
 )
 
 
@@ -45,9 +51,7 @@ async def start_one(runtime: OciRuntime, *, tasks_per_process: int) -> Reason | 
 
 
 async def _run_true(runtime: OciRuntime, tasks_per_process: int) -> Reason | None:
-    spec = SandboxSpec(
-        sandbox_id=secrets.token_hex(8), root=HostToolchain(), policy=PRESETS["basic"], cwd="/"
-    )
+    spec = SandboxSpec(sandbox_id=secrets.token_hex(8), root=HostToolchain(), policy=PRESETS["basic"], cwd="/")
     session = await boot(runtime, spec, tasks_per_process=tasks_per_process)
     try:
         process = await session.start(ExecRequest(argv=(b"/bin/true",), env=(), cwd=b"/", user=NOBODY))

@@ -106,7 +106,12 @@ class AgentProcess:
     """A GuestProcess of an agent. See ``kavach_core.abc.GuestProcess``."""
 
     def __init__(
-        self, channel: GuestChannel, command: Command, *, stdin: bool, end_box: Callable[[], Awaitable[None]]
+        self,
+        channel: GuestChannel,
+        command: Command,
+        *,
+        stdin: bool,
+        end_box: Callable[[], Awaitable[None]],
     ) -> None:
         self._channel = channel
         self._command = command

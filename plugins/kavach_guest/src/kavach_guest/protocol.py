@@ -1,7 +1,8 @@
 """The guest protocol without any input or output: frames to bytes, bytes to frames, every rule about one frame.
 
-The rules are in ``docs/reference/guest-protocol.md``. What comes from the agent is hostile: a frame is checked by its header before
-anything is kept of it, and no more than one frame beyond what was fed is ever held.
+The rules are in ``docs/reference/guest-protocol.md``. What comes from the agent is hostile: a frame is
+checked by its header before anything is kept of it, and no more than one frame beyond what was fed is ever
+held.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
+
+from kavach_core.types import ExecRequest
 
 MAJOR: Final = 1
 MINOR: Final = 0
@@ -223,27 +226,18 @@ def encode_signal(channel: int, signal: int, *, group: bool) -> bytes:
     return encode(SIGNAL, channel, bytes((signal, group)))
 
 
-def encode_start(
-    channel: int,
-    *,
-    argv: tuple[bytes, ...],
-    env: tuple[bytes, ...],
-    cwd: bytes,
-    uid: int,
-    gid: int,
-    groups: tuple[int, ...],
-    stdin: bool,
-) -> bytes:
+def encode_start(channel: int, request: ExecRequest) -> bytes:
     """Encode START.
 
     Raises:
         ValueError: when the payload is larger than the protocol allows.
     """
-    fields = [_field(_ARG, argument) for argument in argv]
-    fields += [_field(_ENV, variable) for variable in env]
-    fields += [_field(_CWD, cwd), _number_field(_UID, uid), _number_field(_GID, gid)]
-    fields += [_number_field(_GROUP, group) for group in groups]
-    fields.append(_field(_STDIN, bytes((stdin,))))
+    user = request.user
+    fields = [_field(_ARG, argument) for argument in request.argv]
+    fields += [_field(_ENV, variable) for variable in request.env]
+    fields += [_field(_CWD, request.cwd), _number_field(_UID, user.uid), _number_field(_GID, user.gid)]
+    fields += [_number_field(_GROUP, group) for group in user.groups]
+    fields.append(_field(_STDIN, bytes((request.stdin,))))
     payload = b"".join(fields)
     if len(payload) > MAX_START_PAYLOAD:
         raise ValueError(f"{len(payload)} bytes of arguments and environment, at most {MAX_START_PAYLOAD} are possible")

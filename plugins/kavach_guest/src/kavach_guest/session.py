@@ -34,7 +34,7 @@ class AgentSession:
 
     async def start(self, request: ExecRequest) -> AgentProcess:
         """Start a command."""
-        command = self._channel.open_command(lambda number: _encode(number, request))
+        command = self._channel.open_command(lambda number: protocol.encode_start(number, request))
         try:
             await self._channel.flush()
             await self._channel.wait_for(lambda: command.pid is not None or command.failure is not None)
@@ -65,16 +65,3 @@ class AgentSession:
             process = self._process(command, stdin=False)
             await process.kill()
             await process.aclose()
-
-
-def _encode(number: int, request: ExecRequest) -> bytes:
-    return protocol.encode_start(
-        number,
-        argv=request.argv,
-        env=request.env,
-        cwd=request.cwd,
-        uid=request.user.uid,
-        gid=request.user.gid,
-        groups=request.user.groups,
-        stdin=request.stdin,
-    )

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import trio
+from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
+from kavach_guest.oci_probe import read_version, start_one
 
 from kavach_core.abc import SandboxSpec, Session
 from kavach_core.errors import CreateError
 from kavach_core.oci.runtime import OciRuntime
 from kavach_core.types import ProbeReport, Reason
-from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
-from kavach_guest.oci_probe import read_version, start_one
 
-# The Sentry and the gofer need threads of the host for every process of the box; the exact bound is RLIMIT_NPROC inside.
+# The Sentry and the gofer need threads of the host for every process of the box; the exact bound is
+# RLIMIT_NPROC inside.
 _TASKS_PER_PROCESS: Final = 8
 _KVM_DEADLINE_SECONDS: Final = 5.0
 
@@ -42,9 +43,12 @@ class GvisorBackend:
         """Start a box on each platform, the best first, until one works."""
         program = _program()
         if program is None:
-            reason = Reason(text="runsc is not installed", remedy="see scripts/install-runtimes, or apt-get install runsc")
+            reason = Reason(
+                text="runsc is not installed",
+                remedy="see scripts/install-runtimes, or apt-get install runsc",
+            )
             return ProbeReport(usable=False, reasons=(reason,))
-        reasons = []
+        reasons: list[Reason] = []
         version = await read_version(str(program))
         for platform in _platforms():
             reason_against = await _try_platform(program, platform)

@@ -6,12 +6,13 @@ import functools
 from pathlib import Path
 from typing import ClassVar, Final
 
+from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
+from kavach_guest.oci_probe import read_version, start_one
+
 from kavach_core.abc import SandboxSpec, Session
 from kavach_core.errors import CreateError
 from kavach_core.oci.runtime import OciRuntime
 from kavach_core.types import ProbeReport, Reason
-from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
-from kavach_guest.oci_probe import read_version, start_one
 
 _BASE_SCORE: Final = 55
 

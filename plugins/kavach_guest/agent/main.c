@@ -1,10 +1,12 @@
 /* The guest agent: process 1 of every box. See docs/reference/guest-protocol.md. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -25,7 +27,6 @@ enum {
     EXIT_BROKEN = 2,
     LAST_SIGNAL = 64,
     FIRST_FREE_DESCRIPTOR = 3,
-    DESCRIPTORS_WITHOUT_CLOSE_RANGE = 65536,
     HOST_IN = 0, /* the first places in the poll table; the channels' follow */
     HOST_OUT = 1,
     CHILDREN = 2,
@@ -73,12 +74,20 @@ static _Noreturn void end_box_because(const char *problem) {
 
 /* ---- the start ---- */
 
-/* Commands get exactly 0, 1 and 2; whatever else a runtime left open is closed here, once. */
+/* Commands get exactly 0, 1 and 2; whatever else a runtime left open is closed here, once. gVisor
+   came to have close_range late: before that, /proc says what is open. */
 static void close_foreign_descriptors(void) {
     if (syscall(SYS_close_range, FIRST_FREE_DESCRIPTOR, ~0U, 0) == 0)
         return;
-    for (int fd = FIRST_FREE_DESCRIPTOR; fd < DESCRIPTORS_WITHOUT_CLOSE_RANGE; fd++)
-        close(fd);
+    DIR *open_descriptors = opendir("/proc/self/fd");
+    if (open_descriptors == NULL)
+        refuse("cannot tell which descriptors are open");
+    for (struct dirent *entry; (entry = readdir(open_descriptors)) != NULL;) {
+        int fd = atoi(entry->d_name);
+        if (fd >= FIRST_FREE_DESCRIPTOR && fd != dirfd(open_descriptors))
+            close(fd);
+    }
+    closedir(open_descriptors);
 }
 
 static bool make_nonblocking(int fd) {

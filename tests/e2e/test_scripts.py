@@ -426,6 +426,8 @@ def test_the_set_up_check_is_quick(ready: Checkout) -> None:
     assert best_of(5, "bash", "-euc", code, "bash", ready.root) < 0.3
 
 
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.getuid() != 0, reason="the boxes need root")
 @pytest.mark.skipif(
     Path(sys.prefix) != ROOT / ".venv" or not (ROOT / ".venv/.kavach-stamp-base").exists(),
     reason="this checkout was not set up by scripts/run or scripts/test",

@@ -1,0 +1,398 @@
+"""What all tests share: real runtimes or a loud skip, the real command, and a check that nothing is left behind.
+
+Runtimes are never faked. A test that needs one says so with a marker (``needs_runc`` and so on; the fixture ``backend``
+brings it along). Where it is missing the test is skipped and the end of the run says so in a line of its own;
+with ``KAVACH_REQUIRE_RUNTIMES=1``, as in CI, it fails instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import trio
+
+from kavach_core.oci import workspace
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUNTIME_MARKERS = {"needs_runc": "runc", "needs_crun": "crun", "needs_runsc": "runsc"}
+REQUIRED = "KAVACH_REQUIRE_RUNTIMES"
+
+BASES = tuple(Path(parent) / "kavach" for parent in ("/run", "/dev/shm", "/var/lib"))
+CGROUPS = Path("/sys/fs/cgroup")
+LEAK_SECONDS = 10.0
+POLL_SECONDS = 0.01
+
+wants = pytest.StashKey[Counter[str]]()
+
+
+# --- runtimes ---------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[wants] = Counter()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = list(_missing(item))
+    if not missing:
+        return
+    text = f"for want of {', '.join(missing)}"
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{text}, and {REQUIRED}=1 demands it", pytrace=False)
+    item.config.stash[wants].update(["tests", *missing])
+    pytest.skip(text)
+
+
+def _missing(item: pytest.Item) -> Iterator[str]:
+    needed = [name for marker, name in RUNTIME_MARKERS.items() if item.get_closest_marker(marker)]
+    yield from (name for name in needed if shutil.which(name, path=SYSTEM_PATH) is None)
+    if (needed or item.get_closest_marker("needs_root")) and os.geteuid() != 0:
+        yield "root"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.stash[wants]
+    if counts:
+        names = ", ".join(sorted(set(counts) - {"tests"}))
+        line = f"kavach: {counts['tests']} tests skipped for want of: {names}"
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("runc", marks=pytest.mark.needs_runc),
+        pytest.param("crun", marks=pytest.mark.needs_crun),
+        pytest.param("gvisor", marks=pytest.mark.needs_runsc),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn."""
+    name: str = request.param
+    return name
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kavach() -> Path:
+    """The command ``kavach`` of the environment that runs the tests."""
+    path = Path(sysconfig.get_path("scripts")) / "kavach"
+    assert path.is_file(), f"{path} is not installed"
+    return path
+
+
+Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run_kavach(kavach: Path) -> Runner:
+    """Run ``kavach`` with arguments to its end and return what it did; a hang fails."""
+
+    def run(
+        *arguments: str | bytes | Path,
+        stdin: bytes | int | IO[bytes] | None = None,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 60,
+        pass_fds: Sequence[int] = (),
+    ) -> subprocess.CompletedProcess[bytes]:
+        given: dict[str, Any] = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin or subprocess.DEVNULL}
+        return subprocess.run(
+            [kavach, *arguments],
+            check=False,
+            capture_output=True,
+            env=None if env is None else {**os.environ, **env},
+            timeout=seconds,
+            pass_fds=pass_fds,
+            **given,
+        )
+
+    return run
+
+
+class Running:
+    """A ``kavach`` under way; killed at the end of the test whatever happens."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        assert process.stdout is not None
+        self.stdout = process.stdout
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def wait_for_line(self) -> bytes:
+        """Wait for a line of the command: from then on it is known to run."""
+        line = self.stdout.readline()
+        assert line, f"ended with {self.process.wait()} before it said anything"
+        return line
+
+    def end(self, number: int) -> tuple[int, bytes]:
+        """Send a signal, wait for the end, return status and the rest of the output."""
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def start_kavach(kavach: Path) -> Iterator[Callable[..., Running]]:
+    """Start ``kavach`` and return while it runs."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str | Path, stdin: int = subprocess.DEVNULL) -> Running:
+        process = subprocess.Popen([kavach, *arguments], stdin=stdin, stdout=subprocess.PIPE)
+        started.append(process)
+        return Running(process)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+# --- the host, as a witness -------------------------------------------------------------------------
+
+
+class Host:
+    """What the host sees of boxes, without asking kavach."""
+
+    def marker(self) -> str:
+        """Return a word that no other process has in its arguments."""
+        return f"mark-{secrets.token_hex(8)}"
+
+    def workload(self, marker: str) -> set[int]:
+        """Return the processes of boxes that have ``marker`` in their arguments.
+
+        Empty for gVisor, whose processes are not the host's; there ask the box, or look at ``members``.
+        """
+        return {pid for pid in _all_pids() if marker.encode() in _cmdline(pid) and "kavach-" in _cgroup_of(pid)}
+
+    def boxes_of(self, pid: int) -> list[str]:
+        """Return the ids of the boxes that the kavach process ``pid`` has."""
+        commands = [_cmdline(child).split(b"\0")[:-1] for child in _children().get(pid, ())]
+        return [command[-1].decode() for command in commands if b"--bundle" in command and b"run" in command]
+
+    def members(self, box_id: str) -> set[int]:
+        """Return the host's processes in the box's cgroups that are alive."""
+        groups = [group for found in self.cgroups(box_id) for group in (found, *found.glob("**/"))]
+        return {pid for group in groups for pid in _members(group) if _state(pid) not in "ZX"}
+
+    def cgroups(self, box_id: str) -> list[Path]:
+        """Return the box's own cgroup in each hierarchy."""
+        name = f"kavach-{box_id}"
+        return [path for path in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")) if path.is_dir()]
+
+    def status(self, pid: int) -> dict[str, str]:
+        """Return ``/proc/PID/status``."""
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    def until(self, condition: Callable[[], object], *, seconds: float = 10) -> bool:
+        """Poll until ``condition()``; say whether it came within the bound."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    async def until_async(self, condition: Callable[[], object], *, seconds: float = 10) -> bool:
+        """Do the same in trio."""
+        with trio.move_on_after(seconds):
+            while not condition():  # noqa: ASYNC110 - what the host does sets no trio.Event
+                await trio.sleep(POLL_SECONDS)
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def host() -> Host:
+    """A witness on the host."""
+    return Host()
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _cmdline(pid: int) -> bytes:
+    return _read(f"/proc/{pid}/cmdline")
+
+
+def _cgroup_of(pid: int) -> str:
+    return _read(f"/proc/{pid}/cgroup").decode()
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields after the name: state, parent, ..."""
+    return _read(f"/proc/{pid}/stat").decode(errors="replace").rpartition(")")[2].split()
+
+
+def _state(pid: int) -> str:
+    return (_stat(pid) or ["X"])[0]
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _children() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for pid in _all_pids():
+        found.setdefault(_parent(pid), []).append(pid)
+    return found
+
+
+def _members(group: Path) -> list[int]:
+    return [int(word) for word in _read(str(group / "cgroup.procs")).split()]
+
+
+# --- nothing left -----------------------------------------------------------------------------------
+
+
+Trace = tuple[str, str]
+"""What kavach may leave on a host: its kind and its name."""
+
+
+def traces() -> dict[Trace, str]:
+    """Look around; with each trace comes what a report should say of it."""
+    found: dict[Trace, str] = {}
+    users = _other_users()
+    for pid, text in _processes().items():
+        found["process", str(pid)] = text
+    for path in _paths():
+        if not _is_others(path, users):
+            found["path", str(path)] = ""
+    for line in _read("/proc/self/mountinfo").decode().splitlines():
+        if "kavach" in line and not users:
+            found["mount", line] = ""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that listed them is closed by now
+            found["descriptor", f"{entry.name} {entry.readlink()}"] = ""
+    return found
+
+
+def _processes() -> dict[int, str]:
+    """Return our descendants, and the processes of boxes and of runtimes that nobody else has."""
+    found = {}
+    for pid in _all_pids():
+        line = _cmdline(pid)
+        ancestors = _ancestors(pid)
+        if os.getpid() in ancestors or (_is_of_box(pid) and not _foreign(ancestors)):
+            found[pid] = f"{_state(pid)} {line.replace(bytes(1), b' ').decode(errors='replace')[:200]}"
+    return found
+
+
+def _is_of_box(pid: int) -> bool:
+    line = _cmdline(pid)
+    return any(bytes(base / "instance-") in line for base in BASES) or "/kavach-" in _cgroup_of(pid)
+
+
+def _foreign(ancestors: set[int]) -> set[int]:
+    """Return those of a process's ancestors that make it somebody else's; an orphan has none."""
+    ours = {os.getpid(), *_ancestors(os.getpid())}
+    return {pid for pid in ancestors - ours if _state(pid) not in "ZX" and not _is_of_box(pid)}
+
+
+def _ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while (pid := _parent(pid)) > 1 and pid not in found:
+        found.add(pid)
+    return found
+
+
+def _other_users() -> set[int]:
+    """Return the processes, not ours, that may have boxes of their own: a second test run on the same host."""
+    ours = {os.getpid(), *_ancestors(os.getpid())}
+    found = set()
+    for pid in set(_all_pids()) - ours:
+        program, _, rest = _cmdline(pid).partition(b"\0")
+        words = b"kavach" in rest or b"pytest" in rest or program.startswith(sys.prefix.encode())
+        is_user = b"python" in program.rpartition(b"/")[2] and words
+        if is_user and not _is_of_box(pid) and os.getpid() not in _ancestors(pid):
+            found.add(pid)
+    return found
+
+
+def _paths() -> Iterator[Path]:
+    yield from CGROUPS.glob("kavach-*")
+    yield from CGROUPS.glob("*/kavach-*")
+    own = workspace.workspace().path if workspace.workspace.cache_info().currsize else None
+    for base in BASES:
+        for instance in base.glob("instance-*"):
+            if instance != own:
+                yield instance
+            yield from instance.glob("bundles/*")
+            yield from instance.glob("state/*/*")
+
+
+def _is_others(path: Path, users: set[int]) -> bool:
+    """Say whether a path is another user's, as far as can be told: its processes are, or nothing of it is alive."""
+    box_id = path.name.removeprefix("kavach-")
+    holders = [pid for pid in _all_pids() if box_id.encode() in _cmdline(pid)]
+    if holders:
+        return all(_foreign(_ancestors(pid)) for pid in holders)
+    return bool(users)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, host: Host) -> Iterator[None]:
+    """After a test that starts boxes, the host is as it was before."""
+    if not any(request.node.get_closest_marker(marker) for marker in RUNTIME_MARKERS):
+        yield
+        return
+    before = traces()
+    yield
+    left = traces().keys() - before.keys()
+
+    def clean() -> bool:
+        left.intersection_update(traces())
+        return not left
+
+    if left and not host.until(clean, seconds=LEAK_SECONDS):
+        now = traces()
+        lines = [f"{kind} {name} {now.get((kind, name), '')}" for kind, name in sorted(left)]
+        pytest.fail("left behind:\n" + "\n".join(lines), pytrace=False)
+
+
+@pytest.fixture
+def sweep(host: Host) -> Iterator[None]:
+    """Remove what a kavach leaves that is killed: nothing of it can do that itself. No process is forgiven."""
+    before = frozenset(_paths())
+    users = _other_users()
+    yield
+    new = [path for path in _paths() if path not in before and not _is_others(path, users)]
+    groups = [path for path in new if path.is_relative_to(CGROUPS)]
+    assert host.until(lambda: not any(_members(group) for group in groups)), "processes are left in a cgroup"
+    for group in groups:
+        for directory in (group / "box", group):
+            with contextlib.suppress(FileNotFoundError):
+                directory.rmdir()
+    for path in set(new) - set(groups):
+        shutil.rmtree(path, ignore_errors=True)

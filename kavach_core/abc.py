@@ -15,7 +15,7 @@ import trio
 from attrs import field, frozen
 
 from kavach_core.policy import SandboxPolicy
-from kavach_core.types import ExecRequest, GuestExit, ProbeReport, StartFailure, Usage, User
+from kavach_core.types import ExecRequest, GuestExit, Output, ProbeReport, StartFailure, Usage, User
 
 API_VERSION: Final = (1, 0)
 """Version of this contract, as (major, minor)."""
@@ -84,6 +84,16 @@ class GuestProcess(Protocol):
     stdin: trio.abc.SendStream | None
     stdout: trio.abc.ReceiveStream
     stderr: trio.abc.ReceiveStream
+
+    async def next_event(self) -> Output | GuestExit | None:
+        """Return what happens next: output of either stream, or the end of the first process; None after all of it.
+
+        The end is told as soon as it is known, and output may follow it. Whoever uses this does not read the
+        streams, and the other way round.
+
+        Raises:
+            SandboxGone: when the box ended before the command did.
+        """
 
     async def wait(self) -> GuestExit:
         """Wait until the first process of the command has ended. May be called again and by several tasks.

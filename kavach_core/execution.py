@@ -21,7 +21,7 @@ from kavach_core.errors import (
     SandboxGone,
     StartFailed,
 )
-from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, StartFailure
+from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, Output, StartFailure, Stream
 
 EXIT_TIMEOUT: Final = 124
 EXIT_NOT_EXECUTABLE: Final = 126
@@ -71,7 +71,6 @@ class Capture:
     limit: int
     forward: Forward | None
     total: int = 0
-    ended: bool = False
     _kept: bytearray = field(factory=bytearray)
 
     @property
@@ -87,15 +86,6 @@ class Capture:
             self._kept += chunk[:room]
         if self.forward is not None:
             await self.forward(chunk)
-
-    async def drain(self, stream: trio.abc.ReceiveStream) -> None:
-        """Read ``stream`` to its end, or to the end of the box."""
-        try:
-            while chunk := await stream.receive_some():
-                await self.add(bytes(chunk))
-        except KavachError:
-            return  # whoever waits for the command's end gets the same error, with its reason
-        self.ended = True
 
 
 @define
@@ -151,33 +141,42 @@ async def run_command(session: Session, command: Command) -> Run:
 
 async def _complete(run: Run, process: GuestProcess) -> None:
     """Feed and drain the command until it has ended and its output has come."""
+    if process.stdin is None:
+        await _drain(run, process)
+        return
     failure: KavachError | None = None
     async with trio.open_nursery() as nursery:
-        done = _start_drains(run, process, nursery)
-        if process.stdin is not None:
-            nursery.start_soon(_feed, process.stdin, run.command.input or b"")
+        nursery.start_soon(_feed, process.stdin, run.command.input or b"")
         try:
-            run.exit = await process.wait()
-            await _settle(run, done)
+            await _drain(run, process)
         except KavachError as error:
-            failure = error
+            failure = error  # raised below: the nursery would wrap it in a group
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
 
-def _start_drains(run: Run, process: GuestProcess, nursery: trio.Nursery) -> trio.Event:
-    """Start draining both streams; the event says that both have ended."""
-    done = trio.Event()
+async def _drain(run: Run, process: GuestProcess) -> None:
+    """Take the output to the command's end, and then for as long as some of its own may still come."""
+    while run.exit is None and (event := await process.next_event()) is not None:
+        await _note(run, event)
+    ceiling = run.total + _LATE_OUTPUT_BYTES
+    while run.total <= ceiling:
+        event = None
+        with trio.move_on_after(DRAIN_GRACE_SECONDS):
+            event = await process.next_event()
+        if event is None:
+            return
+        await _note(run, event)
 
-    async def drain(capture: Capture, stream: trio.abc.ReceiveStream) -> None:
-        await capture.drain(stream)
-        if run.stdout.ended and run.stderr.ended:
-            done.set()
 
-    nursery.start_soon(drain, run.stdout, process.stdout)
-    nursery.start_soon(drain, run.stderr, process.stderr)
-    return done
+async def _note(run: Run, event: Output | GuestExit) -> None:
+    if isinstance(event, GuestExit):
+        run.exit = event
+    elif event.stream is Stream.STDOUT:
+        await run.stdout.add(event.data)
+    else:
+        await run.stderr.add(event.data)
 
 
 async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
@@ -192,33 +191,12 @@ async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
         return  # the command has ended without reading it all, or the box has: neither is an error of the input
 
 
-async def _settle(run: Run, done: trio.Event) -> None:
-    """Wait for the rest of the output of a command that has ended, as long as some of its own may still come."""
-    ceiling = run.total + _LATE_OUTPUT_BYTES
-    seen = -1
-    while not done.is_set() and run.total != seen and run.total <= ceiling:
-        seen = run.total
-        with trio.move_on_after(DRAIN_GRACE_SECONDS):
-            await done.wait()
-
-
 async def _kill(run: Run, process: GuestProcess) -> None:
     """Kill the command's tree and take what it had still written."""
-    with trio.move_on_after(_KILL_SECONDS, shield=True):
-        try:
-            await process.kill()
-        except SandboxGone:
-            return  # the box went down with it, which is as dead as can be
-        await _collect_rest(run, process)
-
-
-async def _collect_rest(run: Run, process: GuestProcess) -> None:
-    with contextlib.suppress(SandboxGone):
-        async with trio.open_nursery() as nursery:
-            done = _start_drains(run, process, nursery)
-            run.exit = await process.wait()
-            await _settle(run, done)
-            nursery.cancel_scope.cancel()
+    with trio.move_on_after(_KILL_SECONDS, shield=True), contextlib.suppress(SandboxGone):
+        # SandboxGone: the box went down with the command, which is as dead as can be.
+        await process.kill()
+        await _drain(run, process)
 
 
 def outcome_of(run: Run) -> Outcome:

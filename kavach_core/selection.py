@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from typing import Any, cast
 
 from attrs import frozen
 
@@ -30,7 +31,7 @@ async def choose_backend(name: str) -> Backend:
         NoBackendAvailable: for ``auto``, when none can start a box here.
     """
     if name != AUTO:
-        return cast("Backend", load_plugin(BACKENDS, name)())
+        return cast("Backend", _load(name)())
     refused = []
     for status in by_strength(load_all(BACKENDS)):
         candidate = await probe(status)
@@ -42,6 +43,12 @@ async def choose_backend(name: str) -> Backend:
         name=AUTO,
         hint="pip install kavach-gvisor or kavach-oci, then see kavach doctor",
     )
+
+
+@functools.cache
+def _load(name: str) -> type[Any]:
+    """Load a backend once in a process: reading what is installed takes longer than booting a box."""
+    return load_plugin(BACKENDS, name)
 
 
 def by_strength(statuses: list[PluginStatus]) -> list[PluginStatus]:

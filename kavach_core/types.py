@@ -91,6 +91,26 @@ class GuestExit:
     max_rss_bytes: int = 0
 
 
+class Stream(enum.StrEnum):
+    """Which output of a command."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+@frozen
+class Output:
+    """A piece of output of a command.
+
+    Attributes:
+        stream: where it was written to.
+        data: the bytes, at least one.
+    """
+
+    stream: Stream
+    data: bytes
+
+
 @frozen(kw_only=True)
 class Usage:
     """What a whole sandbox has used so far, as the host counted it. None = this host does not count it.

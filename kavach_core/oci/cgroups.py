@@ -178,7 +178,21 @@ class BoxCgroup:
     def kill(self) -> None:
         """Send SIGKILL to every process of the box, once."""
         for pid in self.pids():
-            _kill_member(pid, self._name)
+            self.kill_member(pid)
+
+    def kill_member(self, pid: int) -> None:
+        """Kill ``pid`` if it is in our group: the number alone may have gone to another process."""
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if f"/{self._name}" in Path(f"/proc/{pid}/cgroup").read_text():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            return  # it ended meanwhile, which is what was wanted
+        finally:
+            os.close(handle)
 
     def pids(self) -> set[int]:
         """Return the host's ids of the processes in our group and below it."""
@@ -211,22 +225,6 @@ def _members(directory: Path) -> Iterator[int]:
         return
     # 0 stands for a process of another pid namespace, which cannot be ours.
     yield from (int(word) for word in text.split() if word != "0")
-
-
-def _kill_member(pid: int, group: str) -> None:
-    """Kill ``pid`` if it is still in ``group``: the number alone may have gone to another process."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        membership = Path(f"/proc/{pid}/cgroup").read_text()
-        if f"/{group}" in membership:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return  # it ended meanwhile, which is what was wanted
-    finally:
-        os.close(handle)
 
 
 def _write(path: Path, value: object) -> None:

@@ -6,11 +6,8 @@ ending before the agent has spoken is a failure to boot.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any, Final
 
@@ -167,9 +164,7 @@ class OciBox:
         except (OSError, ValueError):
             self._resources.cgroup.kill()  # some runtimes write the file only after the start
             return
-        if pid in self._resources.cgroup.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._resources.cgroup.kill_member(pid)
 
     async def _force(self) -> None:
         """The runtime hangs, or the box does: end both by what the kernel knows of them."""

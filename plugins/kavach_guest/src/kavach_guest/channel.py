@@ -144,12 +144,19 @@ class GuestChannel:
         self._outgoing.extend(memoryview(frame) for frame in frames)
 
     async def flush(self) -> None:
-        """Write what is queued."""
+        """Write what is queued. Waits, and takes its turn, only when the pipe is full."""
+        self._raise_if_closed()
+        if not self._flush_lock.locked() and self._write_all():
+            return
         async with self._flush_lock:
-            while self._outgoing:
-                self._raise_if_closed()
-                if not self._write_some():
-                    await trio.lowlevel.wait_writable(self._send_fd)
+            while not self._write_all():
+                await trio.lowlevel.wait_writable(self._send_fd)
+
+    def _write_all(self) -> bool:
+        """Write as much as the pipe takes; False when something is left."""
+        while self._outgoing and self._write_some():
+            self._raise_if_closed()
+        return not self._outgoing
 
     def _write_some(self) -> bool:
         """Write as much as the pipe takes of the first frame; False when it is full."""

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from kavach_core.errors import SandboxGone
-from kavach_core.types import GuestExit
+from kavach_core.types import GuestExit, Output, Stream
 from kavach_guest import protocol
 from kavach_guest.channel import Command, GuestChannel, ignore_gone
 
@@ -33,10 +33,7 @@ class OutputStream(trio.abc.ReceiveStream):
             SandboxGone: when the box ended before the stream did.
         """
         stream = self._stream
-        if not stream.chunks:
-            await self._channel.wait_for(lambda: bool(stream.chunks) or stream.ended or self._command.closing)
-        else:
-            await trio.lowlevel.checkpoint()
+        await self._channel.wait_for(lambda: bool(stream.chunks) or stream.ended or self._command.closing)
         if not stream.chunks:
             return b""
         chunk = self._take(max_bytes)
@@ -46,6 +43,11 @@ class OutputStream(trio.abc.ReceiveStream):
             with ignore_gone():  # what has been read is worth more than the news that no more will come
                 await self._channel.flush()
         return chunk
+
+    @property
+    def has_data(self) -> bool:
+        """True when ``receive_some`` would not wait."""
+        return bool(self._stream.chunks)
 
     def _take(self, max_bytes: int | None) -> bytes:
         chunk = self._stream.chunks.popleft()
@@ -118,8 +120,33 @@ class AgentProcess:
         self._end_box = end_box
         self.pid = command.pid or 0
         self.stdin: trio.abc.SendStream | None = InputStream(channel, command) if stdin else None
-        self.stdout: trio.abc.ReceiveStream = OutputStream(channel, command, protocol.STDOUT)
-        self.stderr: trio.abc.ReceiveStream = OutputStream(channel, command, protocol.STDERR)
+        self._outputs = {
+            Stream.STDOUT: OutputStream(channel, command, protocol.STDOUT),
+            Stream.STDERR: OutputStream(channel, command, protocol.STDERR),
+        }
+        self.stdout: trio.abc.ReceiveStream = self._outputs[Stream.STDOUT]
+        self.stderr: trio.abc.ReceiveStream = self._outputs[Stream.STDERR]
+        self._exit_told = False
+
+    async def next_event(self) -> Output | GuestExit | None:
+        """Return the next piece of output or the end of the first process; None after both streams and it."""
+        await self._channel.wait_for(self._has_event)
+        command = self._command
+        if command.exit is not None and not self._exit_told:
+            self._exit_told = True
+            return command.exit
+        for stream, output in self._outputs.items():
+            if output.has_data:
+                return Output(stream, await output.receive_some())
+        return None
+
+    def _has_event(self) -> bool:
+        command = self._command
+        if (command.exit is not None) is not self._exit_told or any(
+            output.has_data for output in self._outputs.values()
+        ):
+            return True
+        return self._exit_told and (command.closing or all(output.ended for output in command.outputs.values()))
 
     async def wait(self) -> GuestExit:
         """Wait for the end of the first process."""

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -166,6 +167,15 @@ def start_kavach(kavach: Path) -> Iterator[Callable[..., Running]]:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """An empty directory that everybody can reach, which ``tmp_path`` is not."""
+    path = Path(tempfile.mkdtemp(prefix="box-root-", dir="/var/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 # --- the host, as a witness -------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
+if TYPE_CHECKING:
+    from tests.conftest import Runner
 
 EVERY_BYTE = bytes(range(256)) * 400  # more than one pipe buffer, with NUL, newlines and what is no UTF-8
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import trio
 from attrs import frozen
-
 from measure import Case, Measurements, interleave
 from raw import RawBox, raw_boxes
+
 from kavach_core import Sandbox, open_sandbox
 
 BACKENDS = ("runc", "crun", "gvisor")
@@ -141,7 +141,7 @@ def podman() -> Iterator[Any]:
         print("podman or busybox-static is not installed: left out", file=sys.stderr)
         yield None
         return
-    work = Path("/tmp/kavach-benchmark")  # noqa: S108 - a benchmark, run by hand
+    work = Path("/tmp/kavach-benchmark")
     shutil.rmtree(work, ignore_errors=True)
     (work / "root/bin").mkdir(parents=True)
     shutil.copy(busybox, work / "root/bin/true")

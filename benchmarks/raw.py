@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from kavach_guest.oci_boot import find_program, plan_box
+from kavach_gvisor.backend import _runtime as gvisor_runtime
 
-from kavach_core.abc import HostToolchain
-from kavach_core.oci.cgroups import BoxCgroup, detect_layout
-from kavach_core.oci.idrange import IdRange
-from kavach_core.oci.rootfs import prepare_root
+from kavach_core.abc import HostToolchain, SandboxSpec
+from kavach_core.oci.launch import Launch
 from kavach_core.oci.runtime import OciRuntime
-from kavach_core.oci.spec import SpecInputs, build_spec
 from kavach_core.oci.workspace import workspace
 from kavach_core.policy import PRESETS
-from kavach_gvisor.backend import _runtime as gvisor_runtime
-from kavach_guest.agent import agent_program
-from kavach_guest.oci_boot import find_program
 
 
 @frozen
@@ -62,7 +58,7 @@ class RawBox:
 
     def _head(self, bundle: Path) -> list[str]:
         arguments = [argument.replace("{bundle}", str(bundle)) for argument in self.runtime.global_arguments]
-        return [str(self.runtime.program), "--root", str(workspace().state_root("raw")), *arguments]
+        return [str(self.runtime.program), "--root", str(workspace().path / "state/raw"), *arguments]
 
     def _write(self, bundle: Path, argv: Sequence[str], cgroups_path: str) -> None:
         spec = {**self.spec, "process": {**self.spec["process"], "args": list(argv)}}
@@ -86,19 +82,10 @@ def _prepare(backend: str, stack: contextlib.ExitStack) -> RawBox | None:
         return None
     runtime = gvisor_runtime(program, "systrap") if backend == "gvisor" else OciRuntime(name=backend, program=program)
     box_id = secrets.token_hex(8)
-    cgroup, ids = BoxCgroup(detect_layout(), box_id), IdRange.take()
-    limits = PRESETS["basic"].limits
-    cgroup.create(limits, host_tasks=None)
-    stack.callback(cgroup.remove)
-    stack.callback(ids.release)
-    inputs = SpecInputs(
-        root=prepare_root(HostToolchain(), compose=runtime.needs_mount_points),
-        agent=workspace().install(agent_program()),
-        limits=limits,
-        hostname="kavach",
-        cgroups_path=cgroup.path_for_runtime,
-        first_id=ids.first,
-        cgroup_namespace=runtime.cgroup_namespace,
-    )
-    bundles = [workspace().make_bundle(box_id), workspace().make_bundle(f"{box_id}-live")]
-    return RawBox(backend, runtime, bundles[0], build_spec(inputs), box_id, bundles[1])
+    spec = SandboxSpec(sandbox_id=box_id, root=HostToolchain(), policy=PRESETS["basic"], cwd="/")
+    launch = Launch(plan_box(runtime, spec), box_id=box_id, instance=str(workspace().path))
+    stack.callback(launch.remove)
+    bundle = Path(launch.bundle)
+    live_bundle = bundle.with_name(f"{box_id}-live")
+    live_bundle.mkdir(mode=0o711)
+    return RawBox(backend, runtime, bundle, json.loads((bundle / "config.json").read_text()), box_id, live_bundle)

@@ -6,7 +6,8 @@ The names below are imported when they are first used, so that ``import kavach_c
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # typing's own constant costs the import of typing
 
 if TYPE_CHECKING:
     from kavach_core.config import SandboxConfig as SandboxConfig

@@ -6,10 +6,11 @@ reports as ``error.type``. The text of a message is not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+TYPE_CHECKING = False  # typing's own constant costs the import of typing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import ClassVar
 
     from kavach_core.types import ExecResult
 

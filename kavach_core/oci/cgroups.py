@@ -1,9 +1,6 @@
-"""The cgroup of one box: our own, above the one the runtime makes, so that limits and counters outlive the box.
+"""How this host has its cgroups, which settings make a policy's limits of them, and how the counters are read.
 
-    /kavach-ID        ours: limits, counters, the last word when something has to die
-    /kavach-ID/box    the runtime's, removed by it
-
-Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
+Our own group stands above the one that the runtime makes, so that limits and counters outlive the box. Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
 its own group before anyone can.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 """
@@ -11,8 +8,6 @@ Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -24,6 +19,8 @@ from kavach_core.types import Usage
 
 _CPU_PERIOD_US: Final = 100_000
 _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
+
+Setting = tuple[str, str, str, bool]
 
 
 @frozen(kw_only=True)
@@ -88,147 +85,99 @@ def _claimed(unified: Path | None) -> frozenset[str]:
         return frozenset()
 
 
-class BoxCgroup:
-    """Our cgroup of one box.
+@frozen(kw_only=True)
+class CgroupPlan:
+    """What the cgroup of a box consists of.
+
+    Attributes:
+        roots: mount points of all hierarchies.
+        settings: what ``CgroupTree`` writes.
+    """
+
+    roots: tuple[str, ...]
+    settings: tuple[Setting, ...]
+
+
+def plan_cgroup(layout: CgroupLayout, limits: Limits, *, host_tasks: int | None) -> CgroupPlan:
+    """Work out the cgroup of a box.
 
     Args:
         layout: how the host has its cgroups.
-        sandbox_id: which box.
+        limits: memory and cpus are taken from here.
+        host_tasks: bound on tasks of the host, the runtime's own threads included; None = unbounded.
     """
-
-    def __init__(self, layout: CgroupLayout, sandbox_id: str) -> None:
-        self._layout = layout
-        self._name = f"kavach-{sandbox_id}"
-
-    @property
-    def path_for_runtime(self) -> str:
-        """The ``cgroupsPath`` to give to the runtime."""
-        return f"/{self._name}/box"
-
-    def create(self, limits: Limits, *, host_tasks: int | None) -> None:
-        """Make the group and set its limits; what fails is undone.
-
-        Args:
-            limits: memory and cpus are taken from here.
-            host_tasks: bound on tasks of the host, the runtime's own threads included; None = unbounded.
-
-        Raises:
-            OSError: when the host does not allow it.
-        """
-        try:
-            if self._layout.version == 1:
-                self._create_v1(limits, host_tasks)
-            else:
-                self._create_v2(limits, host_tasks)
-        except OSError:
-            self.remove()
-            raise
-
-    def _create_v1(self, limits: Limits, host_tasks: int | None) -> None:
-        for root in {self._layout.hierarchies[name] for name in _V1_CONTROLLERS if name in self._layout.hierarchies}:
-            (root / self._name).mkdir()
-        _write(self._v1("pids") / "pids.max", "max" if host_tasks is None else host_tasks)
-        if limits.memory is not None:
-            memory = self._v1("memory")
-            _write(memory / "memory.limit_in_bytes", limits.memory)
-            swap = memory / "memory.memsw.limit_in_bytes"
-            if swap.exists():  # absent where the kernel does not account swap; then there is nothing to bound
-                _write(swap, limits.memory)
-        if limits.cpus is not None:
-            _write(self._v1("cpu") / "cpu.cfs_quota_us", round(limits.cpus * _CPU_PERIOD_US))
-
-    def _create_v2(self, limits: Limits, host_tasks: int | None) -> None:
-        assert self._layout.unified is not None  # noqa: S101 - version 2 is what this layout has
-        _enable_controllers(self._layout.unified, self._layout.claimed & {"memory", "pids", "cpu"})
-        group = self._layout.unified / self._name
-        group.mkdir()
-        _write(group / "pids.max", "max" if host_tasks is None else host_tasks)
-        if limits.memory is not None:
-            _write(group / "memory.max", limits.memory)
-            swap = group / "memory.swap.max"
-            if swap.exists():
-                _write(swap, 0)
-        if limits.cpus is not None:
-            _write(group / "cpu.max", f"{round(limits.cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
-
-    def usage(self) -> Usage:
-        """Read the counters; what this host does not count is None."""
-        return self._usage_v1() if self._layout.version == 1 else self._usage_v2()
-
-    def _usage_v1(self) -> Usage:
-        nanoseconds = _read_number(self._v1("cpuacct") / "cpuacct.usage")
-        return Usage(
-            cpu_seconds=None if nanoseconds is None else nanoseconds / 1e9,
-            memory_peak_bytes=_read_number(self._v1("memory") / "memory.max_usage_in_bytes"),
-            memory_limit_hits=_read_number(self._v1("memory") / "memory.failcnt"),
-            pids=_read_number(self._v1("pids") / "pids.current"),
-        )
-
-    def _usage_v2(self) -> Usage:
-        assert self._layout.unified is not None  # noqa: S101 - as above
-        group = self._layout.unified / self._name
-        microseconds = _read_table(group / "cpu.stat").get("usage_usec")
-        return Usage(
-            cpu_seconds=None if microseconds is None else microseconds / 1e6,
-            memory_peak_bytes=_read_number(group / "memory.peak"),
-            memory_limit_hits=_read_table(group / "memory.events").get("oom_kill"),
-            pids=_read_number(group / "pids.current"),
-        )
-
-    def kill(self) -> None:
-        """Send SIGKILL to every process of the box, once."""
-        for pid in self.pids():
-            self.kill_member(pid)
-
-    def kill_member(self, pid: int) -> None:
-        """Kill ``pid`` if it is in our group: the number alone may have gone to another process."""
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if f"/{self._name}" in Path(f"/proc/{pid}/cgroup").read_text():
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            return  # it ended meanwhile, which is what was wanted
-        finally:
-            os.close(handle)
-
-    def pids(self) -> set[int]:
-        """Return the host's ids of the processes in our group and below it."""
-        found: set[int] = set()
-        for root in self._layout.roots:
-            for directory in (root / self._name, root / self._name / "box"):
-                found.update(_members(directory))
-        return found
-
-    def remove(self) -> list[Path]:
-        """Remove the group from every hierarchy. Return what is still there, empty when all is gone."""
-        ours = [root / self._name for root in self._layout.roots]
-        return [path for group in ours for path in (group / "box", group) if not _rmdir(path)]
-
-    def _v1(self, controller: str) -> Path:
-        return self._layout.hierarchies.get(controller, Path("/nonexistent")) / self._name
+    tasks = "max" if host_tasks is None else str(host_tasks)
+    settings = _settings_v1(layout, limits, tasks) if layout.version == 1 else _settings_v2(layout, limits, tasks)
+    return CgroupPlan(roots=tuple(map(str, layout.roots)), settings=tuple(settings))
 
 
-def _enable_controllers(root: Path, controllers: frozenset[str]) -> None:
-    control = root / "cgroup.subtree_control"
-    missing = controllers - set(control.read_text().split())
+def _settings_v1(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[Setting]:
+    memory, pids, cpu, cpuacct = (str(layout.hierarchies.get(name, "")) for name in _V1_CONTROLLERS)
+    if pids:
+        yield (pids, "pids.max", tasks, False)
+    if memory:
+        yield (memory, "", "", False)
+    if cpuacct:
+        yield (cpuacct, "", "", False)
+    if limits.memory is not None:
+        yield (memory, "memory.limit_in_bytes", str(limits.memory), False)
+        # Missing where the kernel does not account swap; then there is none to bound.
+        yield (memory, "memory.memsw.limit_in_bytes", str(limits.memory), True)
+    if limits.cpus is not None:
+        yield (cpu, "cpu.cfs_quota_us", str(round(limits.cpus * _CPU_PERIOD_US)), False)
+
+
+def _settings_v2(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[Setting]:
+    unified = str(layout.unified)
+    yield (unified, "", "", False)
+    if "pids" in layout.claimed:
+        yield (unified, "pids.max", tasks, False)
+    if limits.memory is not None:
+        yield (unified, "memory.max", str(limits.memory), False)
+        yield (unified, "memory.swap.max", "0", True)
+    if limits.cpus is not None:
+        yield (unified, "cpu.max", f"{round(limits.cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}", False)
+
+
+def enable_controllers(layout: CgroupLayout) -> None:
+    """Let groups below the root have the controllers we set limits with; nothing to do on version 1.
+
+    Raises:
+        OSError: when the host does not allow it.
+    """
+    if layout.version == 1 or layout.unified is None:
+        return
+    control = layout.unified / "cgroup.subtree_control"
+    missing = (layout.claimed & {"memory", "pids", "cpu"}) - set(control.read_text().split())
     if missing:
         control.write_text(" ".join(f"+{name}" for name in sorted(missing)))
 
 
-def _members(directory: Path) -> Iterator[int]:
-    try:
-        text = (directory / "cgroup.procs").read_text()
-    except OSError:
-        return
-    # 0 stands for a process of another pid namespace, which cannot be ours.
-    yield from (int(word) for word in text.split() if word != "0")
+def read_usage(layout: CgroupLayout, name: str) -> Usage:
+    """Read the counters of our group ``name``; what this host does not count is None."""
+    return _usage_v1(layout, name) if layout.version == 1 else _usage_v2(layout, name)
 
 
-def _write(path: Path, value: object) -> None:
-    path.write_text(str(value))
+def _usage_v1(layout: CgroupLayout, name: str) -> Usage:
+    memory, pids, _, cpuacct = (layout.hierarchies.get(c, Path("/nonexistent")) / name for c in _V1_CONTROLLERS)
+    nanoseconds = _read_number(cpuacct / "cpuacct.usage")
+    return Usage(
+        cpu_seconds=None if nanoseconds is None else nanoseconds / 1e9,
+        memory_peak_bytes=_read_number(memory / "memory.max_usage_in_bytes"),
+        memory_limit_hits=_read_number(memory / "memory.failcnt"),
+        pids=_read_number(pids / "pids.current"),
+    )
+
+
+def _usage_v2(layout: CgroupLayout, name: str) -> Usage:
+    group = (layout.unified or Path("/nonexistent")) / name
+    microseconds = _read_table(group / "cpu.stat").get("usage_usec")
+    return Usage(
+        cpu_seconds=None if microseconds is None else microseconds / 1e6,
+        memory_peak_bytes=_read_number(group / "memory.peak"),
+        memory_limit_hits=_read_table(group / "memory.events").get("oom_kill"),
+        pids=_read_number(group / "pids.current"),
+    )
 
 
 def _read_number(path: Path) -> int | None:
@@ -244,13 +193,3 @@ def _read_table(path: Path) -> dict[str, int]:
         return {}
     pairs = (line.split() for line in lines)
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}  # noqa: PLR2004 - name, value
-
-
-def _rmdir(path: Path) -> bool:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

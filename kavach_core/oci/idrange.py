@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-from typing import Final
 
 from kavach_core.errors import CreateError
-from kavach_core.oci.workspace import base_directory
 
-SIZE: Final = 65_536
-# Above what distributions give to users, subordinate ids (from 100,000) and systemd-nspawn (to 1,879,048,191 it
-# allocates by hash and checks for collisions); below 2**31, where some file systems begin to misread ids.
-_FIRST: Final = 0x4000_0000
-_COUNT: Final = 8192
-_ATTEMPTS: Final = 512
+SIZE = 65_536
+# Above what distributions give to users, subordinate ids (from 100,000) and most of what systemd-nspawn takes, which
+# looks for collisions by itself; below 2**31, where some file systems begin to misread ids.
+_FIRST = 0x4000_0000
+_COUNT = 8192
+_ATTEMPTS = 512
 
 
 class IdRange:
@@ -26,25 +23,29 @@ class IdRange:
 
     Attributes:
         first: the host's id for id 0 of the box.
+        size: how many ids.
     """
+
+    size = SIZE
 
     def __init__(self, first: int, lock: int) -> None:
         self.first = first
         self._lock = lock
 
     @classmethod
-    def take(cls) -> IdRange:
-        """Take a free range.
+    def take(cls, base: str) -> IdRange:
+        """Take a free range; the locks are below the directory ``base``.
 
         Raises:
             CreateError: when none was found.
+            OSError: when the locks cannot be made.
         """
-        directory = base_directory() / "ids"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        start = secrets.randbelow(_COUNT)
+        directory = f"{base}/ids"
+        os.makedirs(directory, 0o700, exist_ok=True)
+        start = int.from_bytes(os.urandom(2), "big")
         for step in range(_ATTEMPTS):
             slot = (start + step) % _COUNT
-            lock = os.open(directory / str(slot), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = os.open(f"{directory}/{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -8,7 +8,7 @@ by entry.
 from __future__ import annotations
 
 import functools
-import shutil
+import hashlib
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -17,7 +17,7 @@ from attrs import frozen
 
 from kavach_core.abc import HostToolchain, RootSource
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.oci.workspace import workspace
+from kavach_core.oci.workspace import fingerprint, shared
 
 AGENT_PATH: Final = "/dev/.kavach-agent"
 """Where a box has its agent: below /dev, which is the box's own tmpfs, so that no root needs a mount point for it."""
@@ -77,21 +77,31 @@ def prepare_root(source: RootSource, *, compose: bool = False) -> RootLayout:
 
 @functools.cache
 def _host_toolchain() -> RootLayout:
-    skeleton = _make_skeleton("host-root")
-    binds = [bind for name in _HOST_PROGRAMS for bind in _adopt(Path("/") / name, skeleton)]
-    etc = skeleton / "etc"
-    for name, text in _ETC.items():
-        (etc / name).write_text(text)
-        (etc / name).chmod(0o644)
-    for name in _HOST_SETTINGS:
-        if (Path("/etc") / name).is_file():
-            shutil.copyfile(Path("/etc") / name, etc / name)
-            (etc / name).chmod(0o644)
-    for name in _HOST_SETTING_DIRECTORIES:
-        if (Path("/etc") / name).is_dir():
-            _make_directory(etc / name)
-            binds.append(Bind(source=Path("/etc") / name, target=f"/etc/{name}"))
+    programs = [Path("/") / name for name in _HOST_PROGRAMS]
+    settings = [Path("/etc") / name for name in _HOST_SETTINGS]
+    directories = [name for name in _HOST_SETTING_DIRECTORIES if (Path("/etc") / name).is_dir()]
+
+    def make(skeleton: Path) -> None:
+        _fill_skeleton(skeleton)
+        for program in programs:
+            _adopt(program, skeleton)
+        for name, text in _ETC.items():
+            _write_file(skeleton / "etc" / name, text.encode())
+        for setting in filter(Path.is_file, settings):
+            _write_file(skeleton / "etc" / setting.name, setting.read_bytes())
+        for name in directories:
+            _make_directory(skeleton / "etc" / name)
+        (skeleton / "var" / "tmp").symlink_to("/tmp")  # noqa: S108 - inside the box
+
+    skeleton = shared(f"host-root-{fingerprint(*programs, *settings, Path(__file__))}", make)
+    binds = [bind for program in programs for bind in _binds(program)]
+    binds += [Bind(source=Path("/etc") / name, target=f"/etc/{name}") for name in directories]
     return RootLayout(path=skeleton, binds=tuple(binds), writable=WRITABLE_DIRECTORIES)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    path.chmod(0o644)
 
 
 def _from_directory(path: Path, *, compose: bool) -> RootLayout:
@@ -105,34 +115,42 @@ def _from_directory(path: Path, *, compose: bool) -> RootLayout:
 
 
 def _compose(path: Path) -> RootLayout:
-    entries = sorted(entry.name for entry in path.iterdir())
+    entries = sorted(path.iterdir())
     if len(entries) > _MAX_ENTRIES:
         raise ConfigError([FieldProblem("rootfs", f"has {len(entries)} entries", "create /dev, /proc and /tmp in it")])
-    status = path.stat()
-    skeleton = _make_skeleton(f"root-{status.st_dev:x}-{status.st_ino:x}", fresh=True)
-    wanted = [name for name in entries if name not in {"dev", "proc", "sys", *_writable_names()}]
-    binds = tuple(bind for name in wanted for bind in _adopt(path / name, skeleton))
+    wanted = [entry for entry in entries if entry.name not in {"dev", "proc", "sys", *_writable_names()}]
+
+    def make(skeleton: Path) -> None:
+        _fill_skeleton(skeleton)
+        for entry in wanted:
+            _adopt(entry, skeleton)
+
+    skeleton = shared(f"root-{fingerprint(path)}-{_digest(wanted)}", make)
+    binds = tuple(bind for entry in wanted for bind in _binds(entry))
     return RootLayout(path=skeleton, binds=binds, writable=WRITABLE_DIRECTORIES)
+
+
+def _digest(entries: list[Path]) -> str:
+    """Return a word for what the entries are: a skeleton copies links and mirrors the kinds of the rest."""
+    facts = [(entry.name, stat.S_IFMT(entry.lstat().st_mode), _link(entry)) for entry in entries]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _link(path: Path) -> str:
+    return str(path.readlink()) if path.is_symlink() else ""
 
 
 def _writable_names() -> set[str]:
     return {directory.removeprefix("/") for directory in WRITABLE_DIRECTORIES}
 
 
-def _make_skeleton(name: str, *, fresh: bool = False) -> Path:
-    skeleton = workspace().path / name
-    if fresh and skeleton.exists():
-        shutil.rmtree(skeleton)
-    _make_directory(skeleton)
+def _fill_skeleton(skeleton: Path) -> None:
     for directory in ("dev", "proc", "etc", "run", "root", "var", *_writable_names()):
         _make_directory(skeleton / directory)
     for directory in _writable_names():
         # runc copies the mode of the mount point over the mode that the tmpfs is mounted with.
         (skeleton / directory).chmod(0o1777)
-    agent = skeleton / AGENT_PATH.removeprefix("/")
-    agent.touch(mode=0o644)
-    (skeleton / "var" / "tmp").symlink_to("/tmp")  # noqa: S108 - inside the box
-    return skeleton
+    (skeleton / AGENT_PATH.removeprefix("/")).touch(mode=0o644)
 
 
 def _make_directory(path: Path) -> None:
@@ -140,24 +158,23 @@ def _make_directory(path: Path) -> None:
     path.chmod(0o755)
 
 
-def _adopt(source: Path, skeleton: Path) -> list[Bind]:
-    """Let the skeleton show ``source`` under its own name: a link is copied, anything else bound."""
+def _adopt(source: Path, skeleton: Path) -> None:
+    """Give the skeleton a place for ``source`` under its own name: a link as it is, else something to bind onto."""
     target = skeleton / source.name
-    try:
-        mode = source.lstat().st_mode
-    except FileNotFoundError:
-        return []
-    if stat.S_ISLNK(mode):
-        if not target.is_dir():
-            target.symlink_to(source.readlink())
-        return []
-    if stat.S_ISDIR(mode):
+    if source.is_symlink():
+        if target.is_dir():
+            target.rmdir()
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
         _make_directory(target)
-    elif stat.S_ISREG(mode):
+    elif source.is_file():
         target.touch(mode=0o644)
-    else:
-        return []  # devices, sockets and fifos of the host are not shown
-    return [Bind(source=source, target=f"/{source.name}")]
+
+
+def _binds(source: Path) -> list[Bind]:
+    """Return the bind that shows ``source``; links are in the skeleton, and devices, sockets and fifos are not shown."""
+    shown = not source.is_symlink() and (source.is_dir() or source.is_file())
+    return [Bind(source=source, target=f"/{source.name}")] if shown else []
 
 
 def check_directory(layout: RootLayout, directory: str) -> None:

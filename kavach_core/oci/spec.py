@@ -1,4 +1,4 @@
-"""The OCI runtime spec of a box: hardened, the same for every runtime, built from nothing the caller could smuggle in.
+"""The OCI runtime spec of boxes: hardened, the same for every runtime, built from nothing the caller could smuggle in.
 
 The caller's command, environment and user are not in it: they go to the agent, when the command is started. So
 a spec holds no secret, and boxes of one configuration differ in their id and id range alone.
@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from kavach_core.oci.idrange import SIZE
 from kavach_core.oci.rootfs import AGENT_PATH, Bind, RootLayout
 from kavach_core.policy import Limits
 
@@ -59,8 +58,6 @@ class SpecInputs:
         agent: the agent's program on the host.
         limits: bounds of the policy; memory, CPU and the host's tasks are set on our cgroup, not here.
         hostname: its own name.
-        cgroups_path: where the runtime puts its cgroup.
-        first_id: the host's id for id 0 of the box.
         cgroup_namespace: give the box a cgroup namespace; not every runtime has one.
     """
 
@@ -68,8 +65,6 @@ class SpecInputs:
     agent: Path
     limits: Limits
     hostname: str
-    cgroups_path: str
-    first_id: int
     cgroup_namespace: bool
 
 
@@ -155,13 +150,9 @@ def _bind(bind: Bind) -> dict[str, Any]:
 
 
 def _linux(inputs: SpecInputs) -> dict[str, Any]:
-    mapping = [{"containerID": 0, "hostID": inputs.first_id, "size": SIZE}]
     namespaces = [*_NAMESPACES, *(["cgroup"] if inputs.cgroup_namespace else [])]
     return {
         "namespaces": [{"type": name} for name in namespaces],
-        "uidMappings": mapping,
-        "gidMappings": mapping,
-        "cgroupsPath": inputs.cgroups_path,
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "rootfsPropagation": "private",
         "maskedPaths": list(_MASKED),

@@ -1,11 +1,12 @@
-"""Where boxes keep their files on the host: one private directory for each process that uses kavach.
+"""Where boxes keep their files on the host.
 
-    BASE/                 0711, root's, shared by all instances
+    BASE/                 0711, root's, shared by all processes that use kavach
         ids/              locks on ranges of user ids
-        INSTANCE/         one process's: bundles, runtime state, the agent, the skeleton of the host's toolchain
+        shared/           read-only things that boxes of all instances use, named by what they were made from:
+                          copies of the agent, skeletons of the host's toolchain; kept until the host restarts
+        instance-RANDOM/  one process's: bundles and runtime state; removed when it exits
 
-Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the
-box; names are random.
+Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the box.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -63,8 +65,54 @@ def _is_ours(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
+def shared(name: str, make: Callable[[Path], None]) -> Path:
+    """Return the shared directory ``name``, filled by ``make`` on first use.
+
+    ``name`` has to say what it was made from, so that a directory once made is right for ever. Two processes
+    that make it at once both succeed; one of the two is kept.
+    """
+    directory = base_directory() / "shared"
+    directory.mkdir(mode=_MODE, exist_ok=True)
+    path = directory / name
+    if not path.exists():
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=directory))
+        make(fresh)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(path)
+        except OSError:  # another process was quicker
+            shutil.rmtree(fresh)
+    return path
+
+
+def fingerprint(*paths: Path) -> str:
+    """Return a word that changes when one of ``paths`` is replaced, written to or removed."""
+    facts = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        facts.append(f"{status.st_ino:x}.{status.st_size:x}.{status.st_mtime_ns:x}")
+    return "-".join(facts)
+
+
+def install(program: Path) -> Path:
+    """Return a copy of ``program`` that ids without rights on this host can reach and start."""
+
+    def copy(directory: Path) -> None:
+        shutil.copyfile(program, directory / program.name)
+        (directory / program.name).chmod(0o555)
+
+    return shared(f"{program.name}-{fingerprint(program)}", copy) / program.name
+
+
 class Workspace:
-    """The private directory of this process, removed at its exit."""
+    """The private directory of this process, removed at its exit.
+
+    Attributes:
+        path: the directory.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,32 +122,11 @@ class Workspace:
     def create(cls) -> Workspace:
         """Make the directory of this process."""
         path = base_directory() / f"instance-{secrets.token_hex(8)}"
-        path.mkdir(mode=_MODE)
+        for directory in (path, path / "bundles", path / "state"):
+            directory.mkdir(mode=_MODE)
         workspace = cls(path)
-        for name in ("bundles", "state"):
-            (path / name).mkdir(mode=_MODE)
         atexit.register(workspace.remove)
         return workspace
-
-    def make_bundle(self, sandbox_id: str) -> Path:
-        """Make the directory of one box."""
-        path = self.path / "bundles" / sandbox_id
-        path.mkdir(mode=_MODE)
-        return path
-
-    def state_root(self, runtime: str) -> Path:
-        """Return the directory in which ``runtime`` keeps the state of our boxes, and of no others."""
-        return self.path / "state" / runtime
-
-    def install(self, program: Path) -> Path:
-        """Return a copy of ``program`` that ids without rights on this host can reach, made on first use."""
-        copy = self.path / program.name
-        if not copy.exists():
-            temporary = copy.with_suffix(".new")
-            shutil.copyfile(program, temporary)
-            temporary.chmod(0o555)
-            temporary.rename(copy)
-        return copy
 
     def remove(self) -> None:
         """Remove the directory and all in it. A forked child's call does nothing: the directory is its parent's."""

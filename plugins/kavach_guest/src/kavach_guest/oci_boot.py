@@ -18,12 +18,12 @@ from kavach_core.errors import (
     SandboxGone,
     UnsupportedPolicy,
 )
-from kavach_core.oci.cgroups import BoxCgroup, CgroupLayout, detect_layout
-from kavach_core.oci.idrange import IdRange
-from kavach_core.oci.rootfs import RootLayout, check_directory, prepare_root
-from kavach_core.oci.runtime import BoxResources, OciBox, OciRuntime
+from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
+from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_core.oci.rootfs import check_directory, prepare_root
+from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
-from kavach_core.oci.workspace import workspace
+from kavach_core.oci.workspace import base_directory, install, workspace
 from kavach_core.policy import Limits
 from kavach_guest.agent import agent_program
 from kavach_guest.channel import GuestChannel
@@ -59,10 +59,8 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         UnsupportedPolicy: when this host cannot enforce one of the limits.
         CreateError: when the box does not start.
     """
-    check_limits(spec)
-    root = prepare_root(spec.root, compose=runtime.needs_mount_points)
-    check_directory(root, spec.cwd)
-    box = _start(runtime, spec, root, tasks_per_process)
+    plan = plan_box(runtime, spec, tasks_per_process=tasks_per_process)
+    box = _launch(plan, spec)
     channel = GuestChannel(receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id)
     session = AgentSession(channel, box)
     try:
@@ -70,11 +68,56 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
             await channel.open()
     except (SandboxGone, GuestProtocolError, trio.TooSlowError) as error:
         await session.aclose()
-        raise _failed(runtime, spec, box, error) from error
+        raise _failed(plan, spec, box.last_words.strip() or str(error)) from error
     except BaseException:
         await session.aclose()
         raise
     return session
+
+
+def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> BoxPlan:
+    """Work out how to start boxes for ``spec``, without starting one.
+
+    Raises:
+        ConfigError: when the root has no such working directory, or cannot be a root.
+        UnsupportedPolicy: when this host cannot enforce one of the limits.
+        CreateError: when this host has no place for the files of boxes.
+    """
+    check_limits(spec)
+    root = prepare_root(spec.root, compose=runtime.needs_mount_points)
+    check_directory(root, spec.cwd)
+    limits = spec.policy.limits
+    inputs = SpecInputs(
+        root=root,
+        agent=install(agent_program()),
+        limits=limits,
+        hostname=spec.hostname,
+        cgroup_namespace=runtime.cgroup_namespace,
+    )
+    cgroup = plan_cgroup(cgroup_layout(), limits, host_tasks=_host_tasks(limits, tasks_per_process))
+    return BoxPlan(
+        base=str(base_directory()),
+        runtime=runtime.name,
+        run_command=runtime.run_command,
+        delete_command=runtime.delete_command,
+        spec=build_spec(inputs),
+        cgroup_roots=list(cgroup.roots),
+        cgroup_settings=list(cgroup.settings),
+    )
+
+
+def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:
+    """Make what the box needs of the host and start the runtime; what was made is undone on failure."""
+    try:
+        enable_controllers(cgroup_layout())
+        launch = Launch(plan, box_id=spec.sandbox_id, instance=str(workspace().path))
+    except OSError as error:
+        raise _failed(plan, spec, str(error)) from error
+    try:
+        return OciBox(launch, cgroup_layout())
+    except OSError as error:
+        launch.remove()
+        raise _failed(plan, spec, str(error)) from error
 
 
 def host_capabilities() -> frozenset[str]:
@@ -106,59 +149,16 @@ def check_limits(spec: SandboxSpec) -> None:
         raise UnsupportedPolicy(problems)
 
 
-def _start(runtime: OciRuntime, spec: SandboxSpec, root: RootLayout, tasks_per_process: int) -> OciBox:
-    """Make what the box needs of the host and start the runtime; what was made is undone on failure."""
-    files = workspace()
-    resources = BoxResources(
-        box_id=spec.sandbox_id,
-        bundle=files.make_bundle(spec.sandbox_id),
-        state=files.state_root(runtime.name),
-        cgroup=BoxCgroup(cgroup_layout(), spec.sandbox_id),
-        ids=IdRange.take(),
-    )
-    limits = spec.policy.limits
-    inputs = SpecInputs(
-        root=root,
-        agent=files.install(agent_program()),
-        limits=limits,
-        hostname=spec.hostname,
-        cgroups_path=resources.cgroup.path_for_runtime,
-        first_id=resources.ids.first,
-        cgroup_namespace=runtime.cgroup_namespace,
-    )
-    try:
-        resources.write_spec(build_spec(inputs))
-        resources.cgroup.create(limits, host_tasks=_host_tasks(limits, tasks_per_process))
-        return OciBox(runtime, resources)
-    except OSError as error:
-        _undo(resources)
-        raise CreateError(
-            f"{runtime.name} cannot be started: {error}",
-            sandbox_id=spec.sandbox_id,
-            backend=runtime.name,
-            stage="boot",
-        ) from error
-
-
 def _host_tasks(limits: Limits, tasks_per_process: int) -> int | None:
     """Return the bound on tasks of the host. The exact bound on processes is an rlimit; this one is the backstop."""
     return None if limits.pids is None else limits.pids * tasks_per_process + _RUNTIME_TASKS
 
 
-def _undo(resources: BoxResources) -> None:
-    resources.cgroup.remove()
-    resources.ids.release()
-    for path in resources.bundle.iterdir():
-        path.unlink()
-    resources.bundle.rmdir()
-
-
-def _failed(runtime: OciRuntime, spec: SandboxSpec, box: OciBox, error: Exception) -> CreateError:
-    said = box.last_words.strip() or str(error)
+def _failed(plan: BoxPlan, spec: SandboxSpec, said: str) -> CreateError:
     return CreateError(
-        f"{runtime.name} did not start the box: {said}",
+        f"{plan.runtime} did not start the box: {said}",
         sandbox_id=spec.sandbox_id,
-        backend=runtime.name,
+        backend=plan.runtime,
         stage="boot",
         hint="kavach doctor says what is missing on this host",
     )

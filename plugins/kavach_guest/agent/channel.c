@@ -57,8 +57,9 @@ bool channel_is_alone(const struct channel *channel) {
 
 static bool census[SLOTS];
 
-static void count_in_census(pid_t pid, int slot) {
+static void count_in_census(pid_t pid, int slot, bool stopped) {
     (void)pid;
+    (void)stopped;
     if (slot != TREE_NOBODY)
         census[slot] = true;
 }

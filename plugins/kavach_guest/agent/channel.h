@@ -40,6 +40,7 @@ struct input {
 struct killing {
     uint32_t asked; /* KILLs not answered yet */
     int64_t deadline;
+    bool frozen; /* the box has been stopped for it once */
     bool walked; /* the walk under way began after the KILL */
     uint32_t alive; /* seen in this walk */
     uint32_t remaining; /* seen in the last complete walk */

@@ -35,6 +35,7 @@ struct capability_sets {
 };
 
 static bool plain;
+static uid_t acting_as;
 
 bool identity_is_plain(void) {
     return plain;
@@ -57,11 +58,24 @@ static const char *empty_bounding_set(void) {
     return NULL;
 }
 
+/* Not user 0: a command may be that, and could then signal the agent, change its limits and more.
+   The capabilities outlast the change of user, now and each time that the agent acts as user 0. */
+static const char *take_own_user(void) {
+    if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0 ||
+        syscall(SYS_setresuid, AGENT_USER, AGENT_USER, AGENT_USER) != 0)
+        return "the agent's user is not mapped in the box";
+    if (set_capabilities(CAPABILITIES_KEPT) != 0)
+        return "CAP_SETUID, CAP_SETGID or CAP_KILL is missing";
+    return NULL;
+}
+
 /* With fs.suid_dumpable=1 every change of identity would open the agent's memory to the commands. */
-static bool stays_hidden(void) {
-    identity_act_as(1);
-    identity_act_as_self();
-    return prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1;
+static const char *hide(void) {
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || !identity_act_as(0) || !identity_act_as_self())
+        return "the agent cannot hide its memory";
+    if (prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 1)
+        return "the agent cannot hide its memory: fs.suid_dumpable is 1";
+    return NULL;
 }
 
 const char *identity_enter_box(void) {
@@ -74,13 +88,10 @@ const char *identity_enter_box(void) {
         return problem;
     /* Fails where the kernel has no ambient set (gVisor): then there is nothing to clear. */
     prctl(AMBIENT, AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (set_capabilities(CAPABILITIES_KEPT) != 0)
-        return "CAP_SETUID, CAP_SETGID or CAP_KILL is missing";
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return "no_new_privs is refused";
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || !stays_hidden())
-        return "the agent cannot hide its memory (fs.suid_dumpable is 1)";
-    return NULL;
+    problem = take_own_user();
+    return problem != NULL ? problem : hide();
 }
 
 const char *identity_enter_plain(void) {
@@ -92,16 +103,17 @@ const char *identity_enter_plain(void) {
     return NULL;
 }
 
-void identity_act_as(uid_t uid) {
-    if (!plain && uid != 0)
-        syscall(SYS_setresuid, -1, uid, -1);
+bool identity_act_as(uid_t uid) {
+    acting_as = uid;
+    return plain || syscall(SYS_setresuid, -1, uid, -1) == 0;
 }
 
-/* Going back to 0 also makes the permitted capabilities effective again. It cannot fail: the real
-   and the saved id are still 0. */
-void identity_act_as_self(void) {
-    if (!plain)
-        syscall(SYS_setresuid, -1, 0, -1);
+/* Leaving user 0 makes the capabilities ineffective, if it was that. */
+bool identity_act_as_self(void) {
+    if (plain)
+        return true;
+    return syscall(SYS_setresuid, -1, AGENT_USER, -1) == 0 &&
+           (acting_as != 0 || set_capabilities(CAPABILITIES_KEPT) == 0);
 }
 
 static int check_plain(const struct request *r) {
@@ -119,6 +131,6 @@ int identity_become(const struct request *r, gid_t marker) {
         syscall(SYS_setresgid, r->gid, r->gid, r->gid) != 0 ||
         syscall(SYS_setresuid, r->uid, r->uid, r->uid) != 0)
         return errno;
-    /* Leaving user 0 empties the sets, but user 0 may stay user 0, and securebits may say otherwise. */
+    /* The agent's capabilities outlast a change of user, so nothing else takes them away here. */
     return set_capabilities(0) == 0 ? 0 : errno;
 }

@@ -6,8 +6,8 @@
 
 #include "request.h"
 
-/* Takes the identity of process 1 of a box: hidden, three capabilities, no way to get more.
-   NULL, or what is missing. */
+/* Takes the identity of process 1 of a box: a user of its own, hidden, three capabilities, no way
+   to get more. NULL, or what is missing. */
 const char *identity_enter_box(void);
 
 /* Takes the identity for the plain mode. NULL, or what is missing. */
@@ -15,9 +15,9 @@ const char *identity_enter_plain(void);
 
 bool identity_is_plain(void);
 
-/* Creates things for `uid` until called with the agent's own id again. */
-void identity_act_as(uid_t uid);
-void identity_act_as_self(void);
+/* Creates things for `uid`, until acting as itself again. False if that is refused. */
+bool identity_act_as(uid_t uid);
+bool identity_act_as_self(void);
 
 /* In the child, which shares the agent's memory: system calls only. 0 or an errno. */
 int identity_become(const struct request *request, gid_t marker);

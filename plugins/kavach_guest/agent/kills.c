@@ -19,9 +19,21 @@ enum {
     PAUSE_FIRST_MS = 1,
     PAUSE_LONGEST_MS = 16,
     FULL_BUFFER_MS = 1,
+    /* A channel that is not dead by then may be a fork bomb that gets more of the processors. */
+    STRUGGLE_MS = 60,
+    STOPPED_MAX = 256,
+    DOOMED_MAX = 4096, /* who comes later is met by the next walk */
 };
 
 static bool walking;
+
+/* The plain mode knows processes by their parents, so nobody may die before the walk is over. */
+static pid_t doomed[DOOMED_MAX];
+static unsigned doomed_count;
+/* Processes of other channels that were stopped already, as far as a walk has met them. */
+static pid_t stopped_before[STOPPED_MAX];
+static unsigned stopped_count;
+
 static int64_t next_walk;
 static int pause_ms;
 
@@ -52,7 +64,7 @@ void kills_ask(struct channel *channel) {
     next_walk = now;
     if (strike_all(channel)) {
         next_walk += GRACE_MS;
-    } else if (channel->pid > 0) {
+    } else if (channel->pid > 0 && !identity_is_plain()) {
         kill(-channel->pid, SIGKILL);
         kill(channel->pid, SIGKILL);
     }
@@ -81,7 +93,10 @@ static void kill_with_group(pid_t pid) {
 }
 
 static void hit(struct channel *channel, pid_t pid) {
-    kill_with_group(pid);
+    if (!identity_is_plain())
+        kill_with_group(pid);
+    else if (doomed_count < DOOMED_MAX)
+        doomed[doomed_count++] = pid;
     channel->kill.alive += channel->kill.walked;
 }
 
@@ -95,11 +110,55 @@ static void hit_nobody(pid_t pid) {
     }
 }
 
-static void visit(pid_t pid, int slot) {
+static void visit(pid_t pid, int slot, bool stopped) {
     if (slot == TREE_NOBODY)
         hit_nobody(pid);
     else if (is_asked(channel_in_slot(slot)))
         hit(channel_in_slot(slot), pid);
+    else if (stopped && stopped_count < STOPPED_MAX)
+        stopped_before[stopped_count++] = pid;
+}
+
+static bool was_stopped_before(pid_t pid) {
+    for (unsigned i = 0; i < stopped_count; i++)
+        if (stopped_before[i] == pid)
+            return true;
+    return false;
+}
+
+static void kill_or_continue(pid_t pid, int slot, bool stopped) {
+    (void)stopped;
+    if (slot == TREE_NOBODY || is_asked(channel_in_slot(slot)))
+        kill(pid, SIGKILL);
+    else if (!was_stopped_before(pid))
+        kill(pid, SIGCONT);
+}
+
+/* Many processes that fork and get most of the processors can outrun a walk. So everybody is
+   stopped for some milliseconds, in one step of the kernel as with kill(-1) above; then the walk is
+   alone and nobody can fork away from it. */
+static void kill_in_a_frozen_box(void) {
+    kill(-1, SIGSTOP);
+    tree_walk_begin();
+    while (!tree_walk_step(UINT32_MAX, kill_or_continue))
+        ;
+}
+
+static void freeze_for_those_who_struggle(int64_t now) {
+    bool needed = false;
+    for (unsigned i = 0; i < channels_active_count; i++) {
+        struct channel *channel = channels_active[i];
+        struct killing *k = &channel->kill;
+        if (!is_asked(channel) || k->frozen || now < k->deadline - KILL_PATIENCE_MS + STRUGGLE_MS)
+            continue;
+        k->frozen = true;
+        needed = needed || (!identity_is_plain() && !channel_is_alone(channel));
+    }
+    if (needed && tree_walk_begin()) {
+        kill_in_a_frozen_box();
+        walking = false;
+        next_walk = now;
+    }
 }
 
 static void begin_walk(void) {
@@ -111,11 +170,15 @@ static void begin_walk(void) {
         channel->kill.walked = true;
         channel->kill.alive = 0;
     }
+    doomed_count = 0;
+    stopped_count = 0;
     walking = tree_walk_begin();
 }
 
 static void end_walk(int64_t now) {
     bool again = false;
+    while (doomed_count > 0)
+        kill_with_group(doomed[--doomed_count]);
     for (unsigned i = 0; i < channels_active_count; i++) {
         struct killing *k = &channels_active[i]->kill;
         if (!is_asked(channels_active[i]) || !k->walked)
@@ -160,9 +223,11 @@ int kills_advance(void) {
     if (channel_nobody_lives())
         answer_all(0);
     int64_t now = now_ms();
+    freeze_for_those_who_struggle(now);
     if (!walking && now >= next_walk)
         begin_walk();
-    if (walking && tree_walk_step(WALK_BUDGET, visit))
+    /* Between two steps children may be reaped, and their children become orphans of nobody. */
+    if (walking && tree_walk_step(identity_is_plain() ? UINT32_MAX : WALK_BUDGET, visit))
         end_walk(now);
     int64_t deadline = check_deadlines(now);
     if (deadline == 0)

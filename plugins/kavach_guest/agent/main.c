@@ -256,7 +256,7 @@ static _Noreturn void run(void) {
             timeout = 0;
         int ready = poll(polled, places, timeout);
         if (ready < 0)
-            continue;
+            end_box_because("poll fails");
         if (more_to_reap || polled[CHILDREN].revents != 0)
             more_to_reap = reap();
         serve_host();

@@ -14,6 +14,7 @@ enum {
     GROUPS_MAX = 64,
     SLOTS = 1008,
     MARKER_FIRST = 64512, /* the group of slot 0 */
+    AGENT_USER = MARKER_FIRST + SLOTS, /* nobody's but the agent's */
     KILL_PATIENCE_MS = 400,
 };
 

@@ -16,7 +16,7 @@ struct counts {
     unsigned seen; /* a bit for each tag */
 };
 
-/* Ids that mean something else: -1 is "leave it" to the kernel, and a marker would forge a slot. */
+/* Numbers that mean something else: -1 is "leave it" to the kernel, and a marker would forge a slot. */
 static bool group_allowed(gid_t gid) {
     return gid != (gid_t)-1 && (gid < MARKER_FIRST || gid >= MARKER_FIRST + SLOTS);
 }
@@ -54,7 +54,7 @@ static bool take_number(struct request *r, uint8_t tag, const unsigned char *val
     switch (tag) {
     case TAG_UID:
         r->uid = number;
-        return number != (uid_t)-1;
+        return number != (uid_t)-1 && number != AGENT_USER;
     case TAG_GID:
         r->gid = number;
         return group_allowed(number);

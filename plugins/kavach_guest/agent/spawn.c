@@ -154,11 +154,14 @@ static int make_pipes(bool with_input, int theirs[3], struct spawned *s) {
 
 /* The pipes belong to the command's user, so that it can open /dev/stdout and /proc/self/fd/1. */
 static int make_pipes_as(const struct request *r, int theirs[3], struct spawned *s) {
-    if (r->uid == 0)
-        return make_pipes(r->stdin_pipe, theirs, s);
-    identity_act_as(r->uid);
+    if (!identity_act_as(r->uid)) {
+        s->stage = STAGE_IDENTITY;
+        return errno;
+    }
     int error = make_pipes(r->stdin_pipe, theirs, s);
-    identity_act_as_self();
+    /* It has just been possible at the start; an agent without its identity must not go on. */
+    if (!identity_act_as_self())
+        _exit(1);
     return error;
 }
 
@@ -167,7 +170,7 @@ static void create_process(const struct request *r, int slot, const int theirs[3
     launch = (struct launch){
         .request = r,
         .marker = (gid_t)(MARKER_FIRST + slot),
-        .descriptors = {theirs[0], theirs[1], theirs[2]},
+        .descriptors = {theirs[0] < 0 ? null_device : theirs[0], theirs[1], theirs[2]},
     };
     pid_t pid = clone(child_main, child_stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
     if (pid < 0) {
@@ -187,13 +190,10 @@ void spawn_command(const struct request *r, int slot, unsigned channels_open,
     raise_descriptor_limit(channels_open);
     int error = make_pipes_as(r, theirs, s);
     if (error == 0) {
-        if (!r->stdin_pipe)
-            theirs[0] = null_device;
         create_process(r, slot, theirs, s);
-        if (!r->stdin_pipe)
-            theirs[0] = -1;
     } else {
-        s->stage = STAGE_RESOURCES;
+        if (s->stage == STAGE_NONE)
+            s->stage = STAGE_RESOURCES;
         s->error = error;
     }
     for (int i = 0; i < 3; i++)

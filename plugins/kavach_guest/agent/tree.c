@@ -23,6 +23,7 @@ enum {
 /* What one /proc/<pid>/status says. */
 struct status {
     bool alive;
+    bool stopped;
     pid_t parent;
     int slot;
 };
@@ -87,6 +88,7 @@ static void parse_status(const char *text, struct status *status) {
         line = line == NULL ? NULL : line + 1;
     }
     /* A process whose first thread has ended looks like a zombie while its other threads run on. */
+    status->stopped = state == 'T';
     status->alive = (state != 'Z' && state != 'X') || threads > 1;
 }
 
@@ -148,13 +150,14 @@ bool tree_walk_step(unsigned budget, tree_visitor *visit) {
         pid_t pid = parse_number(entry->d_name);
         struct status status;
         if (inspect(pid, &status))
-            visit(pid, status.slot);
+            visit(pid, status.slot, status.stopped);
     }
     return false;
 }
 
-static void kill_visited(pid_t pid, int slot) {
+static void kill_visited(pid_t pid, int slot, bool stopped) {
     (void)slot;
+    (void)stopped;
     kill(pid, SIGKILL);
 }
 

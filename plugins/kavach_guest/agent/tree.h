@@ -8,7 +8,7 @@
 enum { TREE_NOBODY = -1 }; /* a process that carries no marker: it has tricked its way out of it */
 
 /* Called for every process of a command, dead ones (zombies) excepted. */
-typedef void tree_visitor(pid_t pid, int slot);
+typedef void tree_visitor(pid_t pid, int slot, bool stopped);
 
 /* In the plain mode there is no marker: asks for the slot whose first process is `pid`, or
    TREE_NOBODY. */

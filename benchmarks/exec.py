@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/exec.py [--rounds N] [--json FILE] [--only cold,warm,cli,import]
 
-Needs root and the runtimes; one that is missing is left out and said so. Compare the ratios: the milliseconds are this machine's, now.
+Needs root and the runtimes; one that is missing is left out and said so. Compare the ratios: the milliseconds
+are this machine's, now.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ async def main(options: argparse.Namespace) -> None:
     print_table(into)
     if options.json:
         result = {"started": started, "cases": [into.row(name) for name in into.samples], "ratios": ratios(into)}
-        Path(options.json).write_text(json.dumps(result, indent=2))
+        await trio.Path(options.json).write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Version 1.0. A plugin works with a core of the same major version and of the sam
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import trio
 from attrs import field, frozen
@@ -140,6 +140,29 @@ class Session(Protocol):
         Raises:
             CleanupError: when something could not be removed; it names what.
         """
+
+
+@frozen(kw_only=True)
+class QuickPlan:
+    """How a box for the same spec can be started again, by a process that has imported and probed nothing.
+
+    Attributes:
+        launcher: entry point of group ``kavach_core.launchers`` that starts it.
+        plan: what that needs to know, as plain data that JSON can hold.
+        watched: paths of the host that the plan was made from; when one changes, the plan is void.
+    """
+
+    launcher: str
+    plan: dict[str, Any]
+    watched: tuple[str, ...]
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What a backend has beside ``Backend`` when its boxes can be started from a plan."""
+
+    def plan(self, spec: SandboxSpec) -> QuickPlan | None:
+        """Return how boxes for ``spec`` are started, or None when these cannot be planned."""
 
 
 @runtime_checkable

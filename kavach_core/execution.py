@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Final
@@ -21,12 +20,8 @@ from kavach_core.errors import (
     SandboxGone,
     StartFailed,
 )
+from kavach_core.exit_status import EXIT_TIMEOUT, status_of_end, status_of_failed_start
 from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, Output, StartFailure, Stream
-
-EXIT_TIMEOUT: Final = 124
-EXIT_NOT_EXECUTABLE: Final = 126
-EXIT_NOT_FOUND: Final = 127
-SIGNAL_EXIT_BASE: Final = 128
 
 DRAIN_GRACE_SECONDS: Final = 0.25
 """How long output is awaited after the command's end while none comes: a process left behind may hold the stream."""
@@ -213,13 +208,11 @@ def outcome_of(run: Run) -> Outcome:
 def exit_code_of(run: Run) -> int:
     """Return the status a shell would show."""
     if run.start_failure is not None:
-        missing = run.start_failure.errno == errno.ENOENT
-        return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+        return status_of_failed_start(run.start_failure.errno)
     if run.timed_out or run.exit is None:
         return EXIT_TIMEOUT
-    if run.exit.signal is not None:
-        return SIGNAL_EXIT_BASE + run.exit.signal
-    return run.exit.exit_code or 0
+    by_signal = run.exit.signal is not None
+    return status_of_end(code=run.exit.signal or run.exit.exit_code or 0, by_signal=by_signal)
 
 
 def result_of(run: Run, *, exec_id: int, duration: float, sandbox_id: str, backend: str) -> ExecResult:

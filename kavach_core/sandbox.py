@@ -18,6 +18,8 @@ from kavach_core.abc import (
     GuestProcess,
     GuestStartError,
     HostToolchain,
+    Planner,
+    QuickPlan,
     RootDirectory,
     RootSource,
     SandboxSpec,
@@ -164,11 +166,21 @@ class Sandbox:
         self.id = spec.sandbox_id
         self.config = config
         self.backend = backend.name
+        self._backend = backend
         self.score: Score = declared_score(base=backend.base_score, policy=spec.policy, enforced=backend.capabilities)
         self._spec = spec
         self._session = session
         self._exec_ids = itertools.count(1)
         self._state = transition(State.CREATED, State.RUNNING, sandbox_id=self.id)
+
+    def plan(self) -> QuickPlan | None:
+        """Return how a box like this one can be started without importing the backend, if the backend can say it."""
+        return self._backend.plan(self._spec) if isinstance(self._backend, Planner) else None
+
+    @property
+    def cwd(self) -> str:
+        """Working directory of commands that do not say another."""
+        return self._spec.cwd
 
     @property
     def state(self) -> State:

@@ -5,9 +5,13 @@ Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 
-from kavach_core.cli.arguments import EXIT_FAILED, parse
+from kavach_core.cli.arguments import parse
+from kavach_core.cli.summary import print_summary
+from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
@@ -28,6 +32,31 @@ def run(argv: list[str]) -> int:
     Errors of kavach's own go to standard error as one line each, with the hint, and give status 125.
     """
     options = parse(argv)
+    status = _run_as_before(options) if options.command == "run" else None
+    return status if status is not None else _run_the_long_way(options)
+
+
+def _run_as_before(options: argparse.Namespace) -> int | None:
+    """Run as an earlier run with the same options did; None when there was none, or things have changed."""
+    from kavach_core.cli import kept_plans  # noqa: PLC0415 - not needed for --help
+
+    started = time.monotonic()
+    kept = kept_plans.find(options) if kept_plans.is_plain(options) else None
+    launch = kept_plans.launcher(kept) if kept is not None else None
+    if kept is None or launch is None:
+        return None
+    result = launch(kept["plan"], kept["request"], options.argv)
+    if result is None:
+        return None
+    status, complaint = result
+    if complaint:
+        _complain(complaint)
+    if options.summary:
+        print_summary(kept["backend"], kept["score"], time.monotonic() - started, status)
+    return status
+
+
+def _run_the_long_way(options: argparse.Namespace) -> int:
     from kavach_core.errors import ConfigError, KavachError  # noqa: PLC0415 - not needed for --help
 
     try:
@@ -44,7 +73,7 @@ def run(argv: list[str]) -> int:
         for problem_ in ours.exceptions:
             _complain(str(problem_))
     except KeyboardInterrupt:
-        return 130
+        return SIGNAL_EXIT_BASE + signal.SIGINT
     return EXIT_FAILED
 
 

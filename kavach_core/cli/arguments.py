@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kavach_core import __version__
-
-EXIT_FAILED = 125
-"""Status when kavach itself fails: bad usage, no backend, a box that does not start."""
+from kavach_core.exit_status import EXIT_FAILED
 
 _EPILOG = """\
 exit status of run: the command's own; 124 at the deadline; 125 when kavach failed; 126 when the

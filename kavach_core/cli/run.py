@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -16,9 +18,13 @@ import attrs
 import trio
 
 from kavach_core import converter
+from kavach_core.cli import kept_plans
+from kavach_core.cli.summary import print_summary
+from kavach_core.commands import build_command
 from kavach_core.config import SandboxConfig
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.execution import SIGNAL_EXIT_BASE, Forward, describe_start_failure
+from kavach_core.execution import Forward, describe_start_failure
+from kavach_core.exit_status import SIGNAL_EXIT_BASE
 from kavach_core.sandbox import Sandbox, open_sandbox
 from kavach_core.types import ExecResult
 
@@ -100,9 +106,45 @@ async def _run(config: SandboxConfig, argv: tuple[str, ...], options: argparse.N
             run = _as_json if options.json else _connected
             code = await run(sandbox, argv)
         if options.summary:
-            _print_summary(sandbox, trio.current_time() - started, code)
+            print_summary(sandbox.backend, str(sandbox.score), trio.current_time() - started, code)
+        _keep_plan(options, sandbox)
         return code
     return SIGNAL_EXIT_BASE + ended_by[0]
+
+
+def _keep_plan(options: argparse.Namespace, sandbox: Sandbox) -> None:
+    """Keep what the next run with these options can use, if the backend can say it."""
+    quick = sandbox.plan() if kept_plans.is_plain(options) else None
+    metadata = None if quick is None else _metadata_of(quick.launcher)
+    if quick is None or metadata is None:
+        return
+    request = build_command(("-",), {}, config=sandbox.config, cwd=sandbox.cwd).request
+    entry = {
+        "launcher": [quick.launcher, metadata],
+        "plan": quick.plan,
+        "request": {
+            "env": [os.fsdecode(variable) for variable in request.env],
+            "cwd": os.fsdecode(request.cwd),
+            "uid": request.user.uid,
+            "gid": request.user.gid,
+            "groups": list(request.user.groups),
+            "timeout": sandbox.config.timeout,
+        },
+        "backend": sandbox.backend,
+        "score": str(sandbox.score),
+    }
+    modules = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("kavach_")]
+    with contextlib.suppress(OSError):  # kept or not, this run is done
+        kept_plans.keep(options, quick.plan["base"], entry, [*quick.watched, metadata, *filter(None, modules)])
+
+
+def _metadata_of(launcher: str) -> str | None:
+    """Return the file in which a distribution declares the launcher."""
+    for point in importlib.metadata.entry_points(group=kept_plans.GROUP, name=launcher):
+        for file in (point.dist.files or []) if point.dist else []:
+            if file.name == "entry_points.txt":
+                return str(file.locate())
+    return None
 
 
 @contextmanager
@@ -182,8 +224,3 @@ def _result_data(sandbox: Sandbox, result: ExecResult) -> dict[str, Any]:
         "score": {"declared": int(sandbox.score), "band": sandbox.score.band},
     }
     return data
-
-
-def _print_summary(sandbox: Sandbox, seconds: float, code: int) -> None:
-    line = f"kavach: backend {sandbox.backend} · score {sandbox.score} · {seconds * 1000:.0f} ms · exit {code}"
-    print(line, file=sys.stderr)

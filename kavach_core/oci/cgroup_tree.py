@@ -3,8 +3,8 @@
     /kavach-ID        ours: limits, counters, the last word when something has to die
     /kavach-ID/box    the runtime's, removed by it
 
-Version 1 of cgroups has this pair in every hierarchy, version 2 once; what is written where is worked out in ``cgroups``.
-Only ``os`` is needed here, so that a box can be started without importing more.
+Version 1 of cgroups has this pair in every hierarchy, version 2 once; what is written where is worked out in
+``cgroups``. Only ``os`` is needed here, so that a box can be started without importing more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How this host has its cgroups, which settings make a policy's limits of them, and how the counters are read.
 
-Our own group stands above the one that the runtime makes, so that limits and counters outlive the box. Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
+Our own group stands above the one that the runtime makes, so that limits and counters outlive the box.
+Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
 its own group before anyone can.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 """

@@ -1,6 +1,7 @@
 """Carrying out a plan: what one box holds of the host is made before its runtime starts and removed after it has ended.
 
-Everything here is quick and does not wait; waiting is the caller's. Little is imported, so that a box can be started early.
+Everything here is quick and does not wait; waiting is the caller's. Little is imported, so that a box can be
+started early.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class BoxPlan:
     Attributes:
         base: the directory that all instances share.
         runtime: what the runtime is called.
-        run_command: its command line to boot a box and stay with it; ``{state}``, ``{bundle}`` and ``{id}`` stand for the box's.
+        run_command: its command line to boot a box and stay with it; ``{state}``, ``{bundle}`` and ``{id}``
+            stand for the box's.
         delete_command: likewise, to remove what a dead box has left. Never for a live one.
         spec: the OCI spec, but for the id range and the cgroup.
         cgroup_roots: mount points of all hierarchies.
@@ -35,7 +37,7 @@ class BoxPlan:
 
     __slots__ = ("base", "cgroup_roots", "cgroup_settings", "delete_command", "run_command", "runtime", "spec")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a record
         self,
         *,
         base: str,
@@ -128,7 +130,7 @@ class Launch:
             return False
 
     def remove(self) -> list[str]:
-        """Remove what is ours. The box is dead. Return what is still there; may be called again until that is nothing."""
+        """Remove what is ours, of a dead box. Return what is still there; may be called again until that is nothing."""
         left = self.cgroup.remove()
         if self.state_is_left():
             left.append(f"state of {self.plan.runtime} in {self._state}")

@@ -75,6 +75,11 @@ def prepare_root(source: RootSource, *, compose: bool = False) -> RootLayout:
     return _host_toolchain() if isinstance(source, HostToolchain) else _from_directory(source.path, compose=compose)
 
 
+def host_toolchain_sources() -> tuple[Path, ...]:
+    """Return the paths of the host that decide what its toolchain's skeleton looks like."""
+    return (*(Path("/") / name for name in _HOST_PROGRAMS), *(Path("/etc") / name for name in _HOST_SETTINGS))
+
+
 @functools.cache
 def _host_toolchain() -> RootLayout:
     programs = [Path("/") / name for name in _HOST_PROGRAMS]
@@ -93,7 +98,7 @@ def _host_toolchain() -> RootLayout:
             _make_directory(skeleton / "etc" / name)
         (skeleton / "var" / "tmp").symlink_to("/tmp")  # noqa: S108 - inside the box
 
-    skeleton = shared(f"host-root-{fingerprint(*programs, *settings, Path(__file__))}", make)
+    skeleton = shared(f"host-root-{fingerprint(*host_toolchain_sources(), Path(__file__))}", make)
     binds = [bind for program in programs for bind in _binds(program)]
     binds += [Bind(source=Path("/etc") / name, target=f"/etc/{name}") for name in directories]
     return RootLayout(path=skeleton, binds=tuple(binds), writable=WRITABLE_DIRECTORIES)
@@ -172,7 +177,7 @@ def _adopt(source: Path, skeleton: Path) -> None:
 
 
 def _binds(source: Path) -> list[Bind]:
-    """Return the bind that shows ``source``; links are in the skeleton, and devices, sockets and fifos are not shown."""
+    """Return the bind that shows ``source``; links are in the skeleton, and devices and sockets are not shown."""
     shown = not source.is_symlink() and (source.is_dir() or source.is_file())
     return [Bind(source=source, target=f"/{source.name}")] if shown else []
 

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from kavach_core import capabilities
-from kavach_core.abc import SandboxSpec
+from kavach_core.abc import HostToolchain, QuickPlan, SandboxSpec
 from kavach_core.capabilities import LIMITS_CPU, LIMITS_MEMORY, LIMITS_PIDS
 from kavach_core.errors import (
     CreateError,
@@ -20,7 +20,7 @@ from kavach_core.errors import (
 )
 from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
 from kavach_core.oci.launch import BoxPlan, Launch
-from kavach_core.oci.rootfs import check_directory, prepare_root
+from kavach_core.oci.rootfs import check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
 from kavach_core.oci.workspace import base_directory, install, workspace
@@ -104,6 +104,16 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
         cgroup_roots=list(cgroup.roots),
         cgroup_settings=list(cgroup.settings),
     )
+
+
+def quick_plan(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> QuickPlan | None:
+    """Return how boxes for ``spec`` are started by ``express``; only those with the host's toolchain can be."""
+    if not isinstance(spec.root, HostToolchain):
+        return None
+    plan = plan_box(runtime, spec, tasks_per_process=tasks_per_process)
+    agent = agent_program()
+    watched = (runtime.program, agent, install(agent), *host_toolchain_sources(), Path(plan.spec["root"]["path"]))
+    return QuickPlan(launcher="agent", plan=plan.as_data(), watched=tuple(map(str, watched)))
 
 
 def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:

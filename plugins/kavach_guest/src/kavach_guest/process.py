@@ -10,7 +10,8 @@ import trio
 from kavach_core.errors import SandboxGone
 from kavach_core.types import GuestExit, Output, Stream
 from kavach_guest import protocol
-from kavach_guest.channel import Command, GuestChannel, ignore_gone
+from kavach_guest.channel import GuestChannel, ignore_gone
+from kavach_guest.command import Command
 
 # The agent itself gives up after 400 ms; what is left until half a second is for the way there and back.
 KILL_DEADLINE_SECONDS: Final = 0.5
@@ -134,7 +135,7 @@ class AgentProcess:
         command = self._command
         if command.exit is not None and not self._exit_told:
             self._exit_told = True
-            return command.exit
+            return _guest_exit(command.exit)
         for stream, output in self._outputs.items():
             if output.has_data:
                 return Output(stream, await output.receive_some())
@@ -153,7 +154,7 @@ class AgentProcess:
         command = self._command
         await self._channel.wait_for(lambda: command.exit is not None)
         assert command.exit is not None  # noqa: S101 - what was just waited for
-        return command.exit
+        return _guest_exit(command.exit)
 
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the first process."""
@@ -184,3 +185,13 @@ class AgentProcess:
             output.chunks.clear()
         with ignore_gone(), trio.move_on_after(_HOUSEKEEPING_SECONDS, shield=True):
             await self._channel.send(protocol.encode(protocol.CLOSE, command.number))
+
+
+def _guest_exit(exited: protocol.Exited) -> GuestExit:
+    return GuestExit(
+        exit_code=None if exited.by_signal else exited.code,
+        signal=exited.code if exited.by_signal else None,
+        cpu_user_seconds=exited.user_us / 1e6,
+        cpu_system_seconds=exited.system_us / 1e6,
+        max_rss_bytes=exited.max_rss_bytes,
+    )

@@ -8,10 +8,14 @@ held.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections import namedtuple
 
-from kavach_core.types import ExecRequest
+TYPE_CHECKING = False  # typing's own constant costs the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
+
+    from kavach_core.types import ExecRequest
 
 MAJOR: Final = 1
 MINOR: Final = 0
@@ -64,46 +68,58 @@ class ProtocolViolation(Exception):  # noqa: N818 - it is the agent that errs
     """The agent sent what the protocol does not allow."""
 
 
-class Frame(NamedTuple):
-    """One frame from the agent, with a valid header and a payload of a valid size."""
+class Frame(namedtuple("Frame", ("type", "stream", "channel", "payload"))):
+    """One frame from the agent, with a valid header and a payload of a valid size.
 
-    type: int
-    stream: int
-    channel: int
-    payload: bytes
+    Fields: type int; stream int; channel int; payload bytes.
+    """
 
-
-class Hello(NamedTuple):
-    """Payload of HELLO."""
-
-    major: int
-    minor: int
+    __slots__ = ()
 
 
-class Exited(NamedTuple):
-    """Payload of EXITED."""
+class Hello(namedtuple("Hello", ("major", "minor"))):
+    """Payload of HELLO.
 
-    by_signal: bool
-    code: int
-    user_us: int
-    system_us: int
-    max_rss_bytes: int
+    Fields: major int; minor int.
+    """
 
-
-class Failed(NamedTuple):
-    """Payload of FAILED."""
-
-    stage: str
-    errno: int
+    __slots__ = ()
 
 
-class _Shape(NamedTuple):
-    """What is allowed in a frame of one type: sizes of the payload, streams, and whether it belongs to a channel."""
+class Exited(namedtuple("Exited", ("by_signal", "code", "user_us", "system_us", "max_rss_bytes"))):
+    """Payload of EXITED.
 
-    minimum: int
-    maximum: int
-    streams: tuple[int, ...] = (0,)
-    of_channel: bool = True
+    Fields: by_signal bool; code int; user_us int; system_us int; max_rss_bytes int.
+    """
+
+    __slots__ = ()
+
+
+class Failed(namedtuple("Failed", ("stage", "errno"))):
+    """Payload of FAILED.
+
+    Fields: stage str; errno int.
+    """
+
+    __slots__ = ()
+
+
+class _Shape(
+    namedtuple(
+        "_Shape",
+        ("minimum", "maximum", "streams", "of_channel"),
+        defaults=(
+            (0,),
+            True,
+        ),
+    )
+):
+    """What is allowed in a frame of one type: sizes of the payload, streams, and whether it belongs to a channel.
+
+    Fields: minimum int; maximum int; streams tuple[int, ...]; of_channel bool.
+    """
+
+    __slots__ = ()
 
 
 _SHAPES: Final = {

@@ -7,9 +7,10 @@ from typing import Final, Protocol
 import trio
 
 from kavach_core.abc import GuestStartError
-from kavach_core.types import ExecRequest, Usage
+from kavach_core.types import ExecRequest, StartFailure, Usage
 from kavach_guest import protocol
-from kavach_guest.channel import Command, GuestChannel, ignore_gone
+from kavach_guest.channel import GuestChannel, ignore_gone
+from kavach_guest.command import Command
 from kavach_guest.process import AgentProcess
 
 _RESCUE_SECONDS: Final = 1.0
@@ -42,7 +43,7 @@ class AgentSession:
             await self._discard(command)
             raise
         if command.failure is not None:
-            raise GuestStartError(command.failure)
+            raise GuestStartError(StartFailure(stage=command.failure.stage, errno=command.failure.errno))
         return self._process(command, stdin=request.stdin)
 
     async def usage(self) -> Usage:

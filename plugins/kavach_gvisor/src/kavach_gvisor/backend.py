@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import trio
-from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
+from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities, quick_plan
 from kavach_guest.oci_probe import read_version, start_one
 
-from kavach_core.abc import SandboxSpec, Session
+from kavach_core.abc import QuickPlan, SandboxSpec, Session
 from kavach_core.errors import CreateError
 from kavach_core.oci.runtime import OciRuntime
 from kavach_core.types import ProbeReport, Reason
@@ -87,6 +87,13 @@ class GvisorBackend:
                 return session
         assert failure is not None  # noqa: S101 - there is always a platform to try
         raise failure
+
+    def plan(self, spec: SandboxSpec) -> QuickPlan | None:
+        """Return how boxes for ``spec`` are started here. See ``kavach_core.abc.Planner``."""
+        program = _program()
+        if program is None or not _chosen:
+            return None
+        return quick_plan(_runtime(program, _chosen[0]), spec, tasks_per_process=_TASKS_PER_PROCESS)
 
 
 _chosen: list[str] = []

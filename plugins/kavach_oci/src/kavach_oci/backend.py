@@ -6,10 +6,10 @@ import functools
 from pathlib import Path
 from typing import ClassVar, Final
 
-from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities
+from kavach_guest.oci_boot import CAPABILITIES, boot, find_program, host_capabilities, quick_plan
 from kavach_guest.oci_probe import read_version, start_one
 
-from kavach_core.abc import SandboxSpec, Session
+from kavach_core.abc import QuickPlan, SandboxSpec, Session
 from kavach_core.errors import CreateError
 from kavach_core.oci.runtime import OciRuntime
 from kavach_core.types import ProbeReport, Reason
@@ -52,6 +52,11 @@ class _RuntimeBackend:
                 hint=f"apt-get install {self.name}",
             )
         return await boot(_runtime(self.name, program), spec)
+
+    def plan(self, spec: SandboxSpec) -> QuickPlan | None:
+        """Return how boxes for ``spec`` are started. See ``kavach_core.abc.Planner``."""
+        program = _program(self.name)
+        return None if program is None else quick_plan(_runtime(self.name, program), spec)
 
 
 class RuncBackend(_RuntimeBackend):

@@ -1,0 +1,98 @@
+"""The state of one channel, and the rules about the order of its frames. No input or output, like ``protocol``."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kavach_guest import protocol
+
+
+class Inbound:
+    """One output stream of a command: what has come and has not been taken, and what more the agent may send."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.ended = False
+        self._credit = protocol.INITIAL_CREDIT
+        self._owed = 0
+
+    def add(self, data: bytes) -> None:
+        """Take one DATA frame.
+
+        Raises:
+            ProtocolViolation: when the agent had no credit for it, or the stream has ended.
+        """
+        if self.ended or len(data) > self._credit:
+            raise protocol.ProtocolViolation("output beyond its credit or its end")
+        self._credit -= len(data)
+        self.chunks.append(data)
+
+    def taken(self, size: int) -> int:
+        """Note that the reader took ``size`` bytes; return the credit to grant now, in few large grants."""
+        self._owed += size
+        if self.ended or self._owed < protocol.INITIAL_CREDIT // 2:
+            return 0
+        grant, self._owed = self._owed, 0
+        self._credit += grant
+        return grant
+
+
+class Command:
+    """What the host knows of one channel."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.failure: protocol.Failed | None = None
+        self.exit: protocol.Exited | None = None
+        self.outputs = {protocol.STDOUT: Inbound(), protocol.STDERR: Inbound()}
+        self.stdin_credit = protocol.INITIAL_CREDIT
+        self.closing = False
+        self.ended = False
+        self.kills_answered = 0
+        self.kills_sent = 0
+        self.survivors = 0
+
+
+def apply(frame: protocol.Frame, command: Command) -> None:
+    """Change the state of ``command`` by one frame.
+
+    Raises:
+        ProtocolViolation: when the frame may not come now.
+    """
+    running = command.pid is not None
+    match frame.type:
+        case protocol.GUEST_STARTED if not running and command.failure is None:
+            command.pid = protocol.decode_number(frame.payload)
+        case protocol.GUEST_FAILED if not running and command.failure is None:
+            command.failure = protocol.decode_failed(frame.payload)
+        case protocol.GUEST_DATA if running and not command.closing:
+            command.outputs[frame.stream].add(frame.payload)
+        case protocol.GUEST_DATA if running:
+            pass  # it crossed our CLOSE on the way
+        case protocol.GUEST_EOF if running and not command.outputs[frame.stream].ended:
+            command.outputs[frame.stream].ended = True
+        case protocol.GUEST_CREDIT if running:
+            _add_stdin_credit(command, protocol.decode_number(frame.payload))
+        case protocol.GUEST_EXITED if running and command.exit is None:
+            command.exit = protocol.decode_exited(frame.payload)
+        case protocol.GUEST_KILLED if command.kills_answered < command.kills_sent:
+            command.kills_answered += 1
+            command.survivors = protocol.decode_number(frame.payload)
+        case protocol.GUEST_END if command.failure is not None or command.exit is not None:
+            _check_complete(command)
+            command.ended = True
+        case _:
+            raise protocol.ProtocolViolation(f"a frame of type 0x{frame.type:02x} at the wrong time")
+
+
+def _add_stdin_credit(command: Command, amount: int) -> None:
+    if amount == 0 or command.stdin_credit + amount > protocol.MAX_CREDIT:
+        raise protocol.ProtocolViolation("an impossible amount of credit")
+    command.stdin_credit += amount
+
+
+def _check_complete(command: Command) -> None:
+    complete = all(output.ended for output in command.outputs.values())
+    if command.failure is None and not complete and not command.closing:
+        raise protocol.ProtocolViolation("the end of a channel before the end of its output")

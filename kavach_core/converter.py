@@ -7,10 +7,7 @@ Strict: an unknown key, a value of another type and a value out of range are all
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -77,6 +74,9 @@ def load_config(path: Path) -> SandboxConfig:
 def _parse(raw: bytes, suffix: str) -> object:
     if len(raw) > MAX_FILE_BYTES:
         raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
+    import json  # noqa: PLC0415 - parsers are imported when there is something to parse
+    import tomllib  # noqa: PLC0415 - as above
+
     return json.loads(raw) if suffix == ".json" else tomllib.loads(raw.decode())
 
 
@@ -119,6 +119,8 @@ def _structure_field(
 
 
 def _unknown_key(key: str, known: list[str]) -> FieldProblem:
+    import difflib  # noqa: PLC0415 - only to explain a mistake
+
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
     return FieldProblem(key, "unknown key", hint)

@@ -8,10 +8,9 @@ imported; and what a plugin does while it is imported, ``sys.exit`` included, be
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 from collections import defaultdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
@@ -23,6 +22,9 @@ from kavach_core.errors import (
     PluginLoadError,
     UnknownPlugin,
 )
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 BACKENDS: Final = "kavach_core.backends"
 IMAGES: Final = "kavach_core.images"
@@ -113,11 +115,13 @@ def _status(name: str, plugins: list[Plugin]) -> PluginStatus:
         return PluginStatus(plugin=plugins[0], error=error)
 
 
-def _entry_points(group: str) -> list[importlib.metadata.EntryPoint]:
+def _entry_points(group: str) -> list[EntryPoint]:
+    import importlib.metadata  # noqa: PLC0415 - brings the email package with it, and is not needed to use kavach's types
+
     return list(importlib.metadata.entry_points(group=group))
 
 
-def _describe(group: str, point: importlib.metadata.EntryPoint) -> Plugin:
+def _describe(group: str, point: EntryPoint) -> Plugin:
     return Plugin(
         group=group,
         name=point.name,

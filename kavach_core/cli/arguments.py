@@ -26,7 +26,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def _build() -> argparse.ArgumentParser:
     parser = _Parser(prog="kavach", description="Run commands nobody trusts.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"kavach {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # With prog given, argparse need not format a usage line, for which it would import shutil and all compressors.
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="kavach")
     _add_run(commands)
     for name, text in (
         ("backends", "list the installed backends and whether they work here"),

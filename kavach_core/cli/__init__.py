@@ -5,6 +5,7 @@ Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    _open_standard_descriptors()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_standard_descriptors() -> None:
+    """Put /dev/null where our caller has closed a standard stream, or the next pipe we make would take its place."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def run(argv: list[str]) -> int:

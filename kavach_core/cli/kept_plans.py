@@ -33,6 +33,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MAX_BYTES = 1024 * 1024
 _MAX_ARGUMENT_BYTES = 65_536
 _MARK = 2
+_PARTS = {"launcher", "plan", "request", "backend", "score", "watched"}
 _OPTIONS = ("backend", "policy", "env", "cwd", "user", "timeout", "memory", "cpus", "pids", "network")
 
 
@@ -48,9 +49,14 @@ def find(options: argparse.Namespace) -> dict[str, Any] | None:
     for base in _BASES:
         kept = _read(_path(base, options))
         if kept is not None:
-            holds = kept["key"] == _key(options) and all(stamp(path) == was for path, was in kept["watched"])
-            return kept if holds else None
+            return kept if _holds(kept, options) else None
     return None
+
+
+def _holds(kept: dict[str, Any], options: argparse.Namespace) -> bool:
+    if kept.get("key") != _key(options) or not _PARTS <= kept.keys():
+        return False
+    return all(stamp(path) == was for path, was in kept["watched"])
 
 
 def keep(options: argparse.Namespace, base: str, entry: dict[str, Any], watched: list[str]) -> None:
@@ -126,7 +132,7 @@ def _read(path: str) -> dict[str, Any] | None:
         if status.st_uid != 0 or status.st_mode & 0o022 or status.st_size > _MAX_BYTES:
             return None
         try:
-            kept: dict[str, Any] = json.loads(file.read())
-        except ValueError:
+            kept = json.loads(file.read())
+        except (ValueError, RecursionError):
             return None
-    return kept
+    return kept if isinstance(kept, dict) else None

@@ -306,11 +306,7 @@ class _Conversation:
         sources = [self._box.receive_fd]
         if self._input_open and self._command.stdin_credit and self._command.exit is None:
             sources.append(0)
-        try:
-            return select.select(sources, [], [], seconds)[0]
-        except OSError:  # our standard input is closed
-            self._end_input()
-            return select.select(sources[:1], [], [], seconds)[0]
+        return select.select(sources, [], [], seconds)[0]
 
     def _take(self) -> None:
         for frame in self._box.receive():

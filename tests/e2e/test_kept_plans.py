@@ -1,0 +1,167 @@
+"""A run like an earlier one takes a kept plan: it does the same, and whatever is in doubt goes the long way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kavach_core.cli import kept_plans
+from kavach_core.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from tests.conftest import Runner
+
+LONG_WAY = {kept_plans.SWITCH: "0"}
+
+COMMANDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
+    ("status", ("sh", "-c", "echo out; echo err >&2; exit 7"), b""),
+    ("signal", ("sh", "-c", "kill -9 $$"), b""),
+    ("input", ("cat",), bytes(range(256)) * 3000),
+    ("unread input", ("true",), b"x" * 3_000_000),
+    ("no such program", ("/no/such",), b""),
+    ("not executable", ("/etc/passwd",), b""),
+    ("much output", ("head", "-c", "3000000", "/dev/zero"), b""),
+    ("who", ("id",), b""),
+    ("environment", ("env",), b""),
+    ("odd arguments", ("printf", "%s|", "", "a\nb", "\udcff"), b""),
+)
+
+
+@pytest.mark.parametrize(("argv", "data"), [command[1:] for command in COMMANDS], ids=[c[0] for c in COMMANDS])
+def test_both_ways_do_the_same(run_kavach: Runner, backend: str, argv: tuple[str, ...], data: bytes) -> None:
+    arguments = ("run", "-b", backend, "--env", "A=1", "--", *argv)
+    assert run_kavach("run", "-b", backend, "--env", "A=1", "--", "true").returncode == 0  # keeps the plan
+    short = run_kavach(*arguments, stdin=data)
+    long = run_kavach(*arguments, stdin=data, env=LONG_WAY)
+    assert (short.returncode, short.stdout, short.stderr) == (long.returncode, long.stdout, long.stderr)
+
+
+def imported(kavach: Path, *arguments: str, env: dict[str, str] | None = None) -> set[str]:
+    """Return the names of all modules that a run imports."""
+    command = [sys.executable, "-X", "importtime", str(kavach), *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env={**os.environ, **(env or {})})
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+def test_the_kept_way_is_taken(kavach: Path, backend: str) -> None:
+    arguments = ("run", "-b", backend, "--env", "KEPT=1", "--", "true")
+    imported(kavach, *arguments)
+    assert "trio" in imported(kavach, *arguments, env=LONG_WAY)
+    assert not {"trio", "attrs", "cattrs", "stevedore"} & imported(kavach, *arguments)
+
+
+@pytest.mark.parametrize("option", [["--rootfs", "/"], ["--json"], ["--image", "x"], ["--config", "x"]])
+def test_what_no_plan_is_kept_for(option: list[str]) -> None:
+    assert not kept_plans.is_plain(parse(["run", *option, "--", "true"]))
+
+
+class Kept:
+    """A kept plan in a directory of the test's own."""
+
+    def __init__(self, base: Path, watched: Path) -> None:
+        self.options: Namespace = parse(["run", "-b", "x", "--", "true"])
+        self.watched = watched
+        entry = {"launcher": ["agent", "/nowhere"], "plan": {}, "request": {}, "backend": "x", "score": "1"}
+        kept_plans.keep(self.options, str(base), entry, [str(watched)])
+        (self.file,) = (base / "plans").iterdir()
+
+    def found(self, **changes: str) -> dict[str, Any] | None:
+        """Look for it with these options changed."""
+        return kept_plans.find(Namespace(**{**vars(self.options), **changes}))
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    monkeypatch.setattr(kept_plans, "_BASES", (str(tmp_path),))
+    watched = tmp_path / "watched"
+    watched.write_text("one")
+    return Kept(tmp_path, watched)
+
+
+@pytest.mark.needs_root
+def test_a_plan_is_found_again(kept: Kept) -> None:
+    assert kept.found() is not None
+    assert kept.file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("change", [{"backend": "y"}, {"memory": "1G"}, {"policy": "strict"}, {"user": "0"}])
+def test_a_plan_is_for_its_options_alone(kept: Kept, change: dict[str, str]) -> None:
+    assert kept.found(**change) is None
+
+
+@pytest.mark.needs_root
+def test_a_plan_is_void_when_what_it_was_made_from_changes(kept: Kept) -> None:
+    kept.watched.write_text("other")
+    assert kept.found() is None
+
+
+@pytest.mark.needs_root
+def test_a_plan_is_void_when_something_is_installed(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stronger backend or runtime may have come: ``auto`` has to look again."""
+    directory = tmp_path / "site-packages"
+    directory.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(directory)])
+    parts = dict.fromkeys(("launcher", "plan", "request", "backend", "score"), "x")
+    kept_plans.keep(kept.options, str(tmp_path), parts, [])
+    assert kept.found() is not None
+    (directory / "new-1.0.dist-info").mkdir()
+    assert kept.found() is None
+
+
+@pytest.mark.needs_root
+def test_a_file_that_others_could_have_written_is_not_read(kept: Kept, tmp_path: Path) -> None:
+    kept.file.chmod(0o622)
+    assert kept.found() is None
+    kept.file.chmod(0o600)
+    os.chown(kept.file, 65534, 65534)
+    assert kept.found() is None
+    os.chown(kept.file, 0, 0)
+    assert kept.found() is not None
+    kept.file.rename(tmp_path / "elsewhere")
+    kept.file.symlink_to(tmp_path / "elsewhere")
+    assert kept.found() is None
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "null", "[]", "{}", '{"key": 1}'])
+def test_a_damaged_file_is_not_used(kept: Kept, content: str) -> None:
+    kept.file.write_text(content)
+    assert kept.found() is None
+
+
+def test_a_kept_plan_names_only_what_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever could write the file could still not name code of their own."""
+    metadata = tmp_path / "x-1.dist-info" / "entry_points.txt"
+    metadata.parent.mkdir()
+    metadata.write_text("[other]\nevil = os:system\n\n[kavach_core.launchers]\ngood = json:loads\n")
+    outside = {"launcher": ["good", str(metadata)]}
+    assert kept_plans.launcher(outside) is None
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert kept_plans.launcher(outside) is json.loads
+    assert kept_plans.launcher({"launcher": ["evil", str(metadata)]}) is None
+    assert kept_plans.launcher({"launcher": ["absent", str(metadata)]}) is None
+    assert kept_plans.launcher({"launcher": ["good", str(tmp_path / "gone")]}) is None
+
+
+def test_a_box_that_does_not_boot_goes_the_long_way(run_kavach: Runner, backend: str) -> None:
+    """The plan still looks right but the runtime fails: the second try says why, or works."""
+    arguments = ("run", "-b", backend, "--env", "BOOT=1", "--", "echo", "hi")
+    assert run_kavach(*arguments).stdout == b"hi\n"
+    for base in ("/run/kavach", "/dev/shm/kavach", "/var/lib/kavach"):
+        for file in Path(base, "plans").glob("*.json"):
+            kept = json.loads(file.read_text())
+            if "BOOT=1" in kept["request"]["env"]:
+                kept["plan"]["run_command"] = ["/bin/false"]
+                file.write_text(json.dumps(kept))
+    done = run_kavach(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hi\n", b"")

@@ -54,12 +54,22 @@ def sources() -> list[Path]:
     return sorted(path for path in SOURCES.glob("*.c") if not path.name.startswith("fuzz_"))
 
 
+def machine_of(binary: Path) -> str | None:
+    """Read from a Linux program which machine it is for; None for one without wheel tags."""
+    header = binary.read_bytes()[: ELF_MACHINE_AT + 2]
+    if not header.startswith(ELF_MAGIC):
+        raise RuntimeError(f"{binary} is not a Linux program")
+    return ELF_MACHINES.get(int.from_bytes(header[ELF_MACHINE_AT:], "little"))
+
+
 def is_current(binary: Path) -> bool:
-    """Tell whether the binary is newer than everything it is made from."""
+    """Tell whether the binary is for this machine and newer than everything it is made from."""
     made_from = [*SOURCES.glob("*.[ch]"), Path(__file__)]
     try:
         built = binary.stat().st_mtime_ns
-    except FileNotFoundError:
+        if machine_of(binary) not in (None, platform.machine()):
+            return False
+    except (FileNotFoundError, RuntimeError):
         return False
     return all(path.stat().st_mtime_ns < built for path in made_from)
 
@@ -123,10 +133,7 @@ def ensure_agent(binary: Path = BINARY) -> None:
 
 def wheel_tag(binary: Path) -> str:
     """Tag the wheel for the machine the binary is for. A static binary runs with any libc."""
-    header = binary.read_bytes()[: ELF_MACHINE_AT + 2]
-    if not header.startswith(ELF_MAGIC):
-        raise RuntimeError(f"{binary} is not a Linux program")
-    machine = ELF_MACHINES.get(int.from_bytes(header[ELF_MACHINE_AT:], "little"))
+    machine = machine_of(binary)
     if machine is None:
         return f"py3-none-linux_{platform.machine()}"
     return f"py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"

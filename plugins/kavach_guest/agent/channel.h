@@ -54,6 +54,7 @@ struct channel {
     bool exited;
     bool exited_sent;
     bool closed;
+    bool stopped; /* by a SIGNAL of the host */
     bool just_exited; /* its last output has not been looked for yet */
     int wait_status;
     struct rusage usage;

@@ -44,13 +44,16 @@ static const char *obey_hello(const struct frame *frame) {
 }
 
 /* The first process only: once it has been waited for, its number may be another's. */
-static const char *obey_signal(const struct channel *channel, const unsigned char *payload) {
+static const char *obey_signal(struct channel *channel, const unsigned char *payload) {
     int number = payload[0];
     bool group = payload[1] == 1;
     if (number < 1 || number > SIGNAL_MAX || payload[1] > 1)
         return "bad signal or scope";
-    if (channel != NULL && channel->pid > 0)
-        kill(group ? -channel->pid : channel->pid, number);
+    if (channel == NULL || channel->pid == 0)
+        return NULL;
+    kill(group ? -channel->pid : channel->pid, number);
+    if (number == SIGSTOP || number == SIGTSTP || number == SIGCONT)
+        channel->stopped = number != SIGCONT;
     return NULL;
 }
 

@@ -30,7 +30,7 @@ static bool walking;
 /* The plain mode knows processes by their parents, so nobody may die before the walk is over. */
 static pid_t doomed[DOOMED_MAX];
 static unsigned doomed_count;
-/* Processes of other channels that were stopped already, as far as a walk has met them. */
+/* Processes of other channels that have stopped themselves, as far as a walk has met them. */
 static pid_t stopped_before[STOPPED_MAX];
 static unsigned stopped_count;
 
@@ -130,35 +130,35 @@ static void kill_or_continue(pid_t pid, int slot, bool stopped) {
     (void)stopped;
     if (slot == TREE_NOBODY || is_asked(channel_in_slot(slot)))
         kill(pid, SIGKILL);
-    else if (!was_stopped_before(pid))
+    else if (!channel_in_slot(slot)->stopped && !was_stopped_before(pid))
         kill(pid, SIGCONT);
 }
 
-/* Many processes that fork and get most of the processors can outrun a walk. So everybody is
-   stopped for some milliseconds, in one step of the kernel as with kill(-1) above; then the walk is
-   alone and nobody can fork away from it. */
+/* Many processes that fork get most of the processors, and more of them come than a walk can kill.
+   So everybody is stopped for some milliseconds, in one step of the kernel as with kill(-1) above;
+   then the walk is alone and nobody can fork away from it. */
 static void kill_in_a_frozen_box(void) {
     kill(-1, SIGSTOP);
     tree_walk_begin();
     while (!tree_walk_step(UINT32_MAX, kill_or_continue))
         ;
+    walking = false;
+    next_walk = now_ms() + pause_ms;
 }
 
-static void freeze_for_those_who_struggle(int64_t now) {
+/* Once for each KILL: when the box is too large for one step, for there may not be another one soon,
+   and when the channel lives on all the same. */
+static bool needs_freezing(int64_t now) {
     bool needed = false;
-    for (unsigned i = 0; i < channels_active_count; i++) {
+    for (unsigned i = 0; i < channels_active_count && !identity_is_plain(); i++) {
         struct channel *channel = channels_active[i];
         struct killing *k = &channel->kill;
-        if (!is_asked(channel) || k->frozen || now < k->deadline - KILL_PATIENCE_MS + STRUGGLE_MS)
+        if (!is_asked(channel) || k->frozen || channel_is_alone(channel))
             continue;
-        k->frozen = true;
-        needed = needed || (!identity_is_plain() && !channel_is_alone(channel));
+        k->frozen = walking || now >= k->deadline - KILL_PATIENCE_MS + STRUGGLE_MS;
+        needed = needed || k->frozen;
     }
-    if (needed && tree_walk_begin()) {
-        kill_in_a_frozen_box();
-        walking = false;
-        next_walk = now;
-    }
+    return needed;
 }
 
 static void begin_walk(void) {
@@ -223,12 +223,13 @@ int kills_advance(void) {
     if (channel_nobody_lives())
         answer_all(0);
     int64_t now = now_ms();
-    freeze_for_those_who_struggle(now);
     if (!walking && now >= next_walk)
         begin_walk();
     /* Between two steps children may be reaped, and their children become orphans of nobody. */
     if (walking && tree_walk_step(identity_is_plain() ? UINT32_MAX : WALK_BUDGET, visit))
         end_walk(now);
+    if (needs_freezing(now))
+        kill_in_a_frozen_box();
     int64_t deadline = check_deadlines(now);
     if (deadline == 0)
         return -1;

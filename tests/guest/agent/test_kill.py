@@ -40,6 +40,7 @@ class Bystander:
         fifo.alive(1)
 
     def check(self) -> None:
+        """Show that it lives and works."""
         assert not self.fifo.all_dead()
         assert not self.agent.channels[self.holder].of(EXITED)
         self.agent.stdin(self.channel, b"alive")
@@ -105,6 +106,24 @@ def test_kill_beats_fork_bombs(box: Agent, fifos: MakeFifo, tree: Tree, *, alone
     assert box.finish(channel).exit == (1, 9)
     if bystander is not None:
         bystander.check()
+
+
+def test_a_stopped_bystander_stays_stopped(box: Agent, fifos: MakeFifo) -> None:
+    """Beating a bomb may take stopping the whole box for a moment."""
+    bystander = Bystander(box, fifos())
+    box.wait_all([bystander.holder], STARTED)
+    pid = box.channels[bystander.holder].of(STARTED)[0].numbers[0]
+    box.send(SIGNAL, bystander.holder, b"\x13\x00")
+    fifo = fifos()
+    mode, rest, _ = BOMBS["sessionbomb"]
+    text = '"$@" & wait; exec sleep 1000'
+    command = ("sh", "-c", text, "sh", box.guest, mode, fifo.path, *rest)
+    channel = box.start(*command, uid=2000, gid=2000)
+    fifo.alive(1)
+    assert box.kill(channel) == 0
+    assert fifo.all_dead()
+    assert b"\tT (stopped)\n" in box.run("grep", "State", f"/proc/{pid}/status").out
+    bystander.check()
 
 
 def test_kill_after_the_exit_ends_those_left_behind(agent: Agent, fifo: Fifo) -> None:

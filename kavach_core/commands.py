@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterator, Mapping
 from typing import Final, TypedDict
 
-from kavach_core.config import SandboxConfig, check_user, to_user
+from kavach_core.config import NOBODY, SandboxConfig, check_user, to_user
 from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.execution import Command, Forward, Input
 from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest, User
@@ -77,7 +77,7 @@ def build_command(argv: tuple[str, ...], options: ExecOptions, *, config: Sandbo
     """
     env = {**BASE_ENVIRONMENT, **config.env, **_mapping(options.get("env"))}
     user = options.get("user")
-    chosen = config.user if user is None else to_user(user)
+    chosen = (config.user or NOBODY) if user is None else to_user(user)
     timeout = options.get("timeout")
     deadline = config.timeout if timeout is None else timeout
     max_output = options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES)

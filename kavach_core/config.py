@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from kavach_core.errors import FieldProblem
+from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.policy import PRESETS, Limits, SandboxPolicy
 from kavach_core.types import User
 from kavach_core.validation import (
@@ -124,7 +124,8 @@ class SandboxConfig:
         policy: name of a preset, or a policy.
         env: environment of the commands, over the few variables every box sets (PATH, HOME, LANG).
         cwd: working directory of the commands; None = ``/work``, or ``/`` where the root has none.
-        user: who the commands run as: ``UID``, ``UID:GID``, ``root``, ``nobody``, or a ``User``.
+        user: who the commands run as: ``UID``, ``UID:GID``, ``root``, ``nobody``, or a ``User``; None = the image's
+            user, or nobody.
         network: ``none``.
         limits: bounds; each one that is given replaces that of the policy.
         timeout: seconds of wall clock that a command may take unless the call says otherwise; None = no bound.
@@ -144,7 +145,7 @@ class SandboxConfig:
     policy: str | SandboxPolicy = checked(_check_policy, default="basic")
     env: Mapping[str, str] = checked(check_environment, factory=dict)
     cwd: str | None = checked(optional(check_absolute_path), default=None)
-    user: User = checked(check_user, default=NOBODY, converter=to_user)
+    user: User | None = checked(optional(check_user), default=None, converter=to_user)
     network: str = checked(_check_network, default="none")
     limits: Limits = field(factory=Limits)
     timeout: float | None = checked(_timeout, default=None)
@@ -152,3 +153,5 @@ class SandboxConfig:
 
     def __attrs_post_init__(self) -> None:
         check_all(self)
+        if self.rootfs is not None and self.image is not None:
+            raise ConfigError([FieldProblem("image", "is given beside rootfs", "a sandbox has one root")])

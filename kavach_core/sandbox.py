@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import attrs
 import trio
 
-from kavach_core import capabilities
 from kavach_core.abc import (
     Backend,
     GuestProcess,
     GuestStartError,
-    HostToolchain,
     Planner,
     QuickPlan,
-    RootDirectory,
-    RootSource,
     SandboxSpec,
     Session,
 )
 from kavach_core.commands import CommandOptions, ExecOptions, build_command
 from kavach_core.config import SandboxConfig
-from kavach_core.discovery import IMAGES, load_plugin
-from kavach_core.errors import FieldProblem, StartFailed, UnsupportedPolicy
+from kavach_core.errors import StartFailed
 from kavach_core.execution import (
     Run,
     describe_start_failure,
@@ -38,20 +32,11 @@ from kavach_core.execution import (
     run_command,
 )
 from kavach_core.lifecycle import State, require_running, transition
-from kavach_core.policy import Limits, SandboxPolicy, resolve_policy
+from kavach_core.policy import Limits, SandboxPolicy
+from kavach_core.resolution import mounted_root, require_capabilities, resolve_spec
 from kavach_core.scoring import Score, declared_score
 from kavach_core.selection import choose_backend
 from kavach_core.types import ExecResult, Usage, User
-
-_ALWAYS_REQUIRED: Final = frozenset(
-    {
-        capabilities.EXEC,
-        capabilities.NET_NONE,
-        capabilities.FS_READONLY_ROOT,
-        capabilities.NO_NEW_PRIVS,
-        capabilities.NO_CAPABILITIES,
-    }
-)
 
 
 class SandboxFields(TypedDict, total=False):
@@ -63,7 +48,7 @@ class SandboxFields(TypedDict, total=False):
     policy: str | SandboxPolicy
     env: Mapping[str, str]
     cwd: str | None
-    user: User | str | int
+    user: User | str | int | None
     network: str
     limits: Limits
     timeout: float | None
@@ -88,68 +73,21 @@ async def open_sandbox(
         DiscoveryError: when no such backend is installed, or none works here.
         CreateError: when the box does not start.
     """
-    base = config if config is not None else SandboxConfig()
-    sandbox = await _boot(_evolve(base, fields))
-    try:
-        yield sandbox
-    finally:
-        await sandbox.aclose()
+    wanted = _evolve(config if config is not None else SandboxConfig(), fields)
+    async with mounted_root(wanted) as (resolved, root):
+        spec = resolve_spec(resolved, root)
+        backend = await choose_backend(resolved.backend)
+        require_capabilities(backend, spec)
+        sandbox = Sandbox(config=resolved, spec=spec, backend=backend, session=await backend.open(spec))
+        try:
+            yield sandbox
+        finally:
+            await sandbox.aclose()
 
 
 def _evolve(base: SandboxConfig, fields: SandboxFields) -> SandboxConfig:
     changes: dict[str, Any] = dict(fields)  # SandboxConfig itself converts and checks what the caller may write
     return attrs.evolve(base, **changes) if changes else base
-
-
-async def _boot(config: SandboxConfig) -> Sandbox:
-    policy = resolve_policy(config.policy)
-    policy = attrs.evolve(policy, limits=config.limits.over(policy.limits))
-    if config.image is not None:
-        load_plugin(IMAGES, "images")  # raises with the name of the distribution to install
-    backend = await choose_backend(config.backend)
-    spec = _spec(config, policy)
-    _require(backend, spec)
-    return Sandbox(config=config, spec=spec, backend=backend, session=await backend.open(spec))
-
-
-def _spec(config: SandboxConfig, policy: SandboxPolicy) -> SandboxSpec:
-    root: RootSource = HostToolchain() if config.rootfs is None else RootDirectory(path=config.rootfs)
-    default_cwd = "/work" if config.rootfs is None else "/"
-    return SandboxSpec(
-        sandbox_id=secrets.token_hex(8),
-        root=root,
-        policy=policy,
-        cwd=config.cwd if config.cwd is not None else default_cwd,
-        labels=dict(config.labels),
-    )
-
-
-def _require(backend: Backend, spec: SandboxSpec) -> None:
-    """Check that the backend can do what the spec needs; what this host lacks is found by the backend itself."""
-    root = capabilities.FS_HOST_TOOLCHAIN if isinstance(spec.root, HostToolchain) else capabilities.FS_ROOTFS
-    limits = spec.policy.limits
-    by_field = {
-        capabilities.LIMITS_MEMORY: limits.memory,
-        capabilities.LIMITS_CPU: limits.cpus,
-        capabilities.LIMITS_PIDS: limits.pids,
-        capabilities.LIMITS_OPEN_FILES: limits.open_files,
-        capabilities.FS_TMP_SIZE: limits.tmp,
-    }
-    needed = {
-        *_ALWAYS_REQUIRED,
-        root,
-        *(name for name, value in by_field.items() if value is not None),
-    }
-    problems = [
-        FieldProblem(
-            name,
-            f"backend {backend.name!r} cannot {capabilities.DESCRIPTIONS[name]}",
-            "choose another backend or policy",
-        )
-        for name in sorted(needed - backend.capabilities)
-    ]
-    if problems:
-        raise UnsupportedPolicy(problems)
 
 
 class Sandbox:

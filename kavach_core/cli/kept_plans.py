@@ -54,7 +54,7 @@ def find(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _holds(kept: dict[str, Any], options: argparse.Namespace) -> bool:
-    if kept.get("key") != _key(options) or not _PARTS <= kept.keys():
+    if kept.get("key") != _key(options) or not kept.keys() >= _PARTS:
         return False
     return all(stamp(path) == was for path, was in kept["watched"])
 

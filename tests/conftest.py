@@ -24,6 +24,7 @@ from typing import IO, Any
 import pytest
 import trio
 
+from kavach_core.cli import kept_plans
 from kavach_core.oci import workspace
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -121,6 +122,17 @@ def run_kavach(kavach: Path) -> Runner:
         )
 
     return run
+
+
+@pytest.fixture(params=["long way", "kept plan"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, run_kavach: Runner, backend: str) -> str:
+    """Each of the two ways of ``kavach run -b BACKEND``: working it all out, and doing as an earlier run did."""
+    chosen: str = request.param
+    if chosen == "long way":
+        monkeypatch.setenv(kept_plans.SWITCH, "0")
+    else:
+        assert run_kavach("run", "-b", backend, "--", "true").returncode == 0
+    return chosen
 
 
 class Running:
@@ -290,63 +302,65 @@ Trace = tuple[str, str]
 """What kavach may leave on a host: its kind and its name."""
 
 
+class Processes:
+    """All processes of the host at one moment, and whose they are."""
+
+    def __init__(self) -> None:
+        pids = _all_pids()
+        self.command = {pid: _cmdline(pid) for pid in pids}
+        self._parent = {pid: _parent(pid) for pid in pids}
+        self._state = {pid: _state(pid) for pid in pids}
+        self._of_box = {pid for pid in pids if self._is_of_box(pid)}
+        self._ours = {os.getpid(), *self._ancestors(os.getpid())}
+        self.other_users = {pid for pid in pids if self._is_other_user(pid)}
+
+    def traces(self) -> dict[Trace, str]:
+        """Return our descendants, and the processes of boxes and of runtimes that nobody else has."""
+        found: dict[Trace, str] = {}
+        for pid, command in self.command.items():
+            descends = os.getpid() in self._ancestors(pid)
+            if descends or (pid in self._of_box and not self.is_foreign(pid)):
+                text = command.replace(b"\0", b" ").decode(errors="replace")[:200]
+                found["process", str(pid)] = f"{self._state[pid]} {text}"
+        return found
+
+    def is_foreign(self, pid: int) -> bool:
+        """Say whether some other user of kavach started ``pid``; an orphan is nobody's, so it may be ours."""
+        return any(self._state[a] not in "ZX" and a not in self._of_box for a in self._ancestors(pid) - self._ours)
+
+    def holders(self, box_id: str) -> list[int]:
+        """Return the processes that have a box's id in their arguments."""
+        return [pid for pid, command in self.command.items() if box_id.encode() in command]
+
+    def _ancestors(self, pid: int) -> set[int]:
+        found: set[int] = set()
+        while (pid := self._parent.get(pid, 0)) > 1 and pid in self._parent and pid not in found:
+            found.add(pid)
+        return found
+
+    def _is_of_box(self, pid: int) -> bool:
+        command = self.command[pid]
+        return any(bytes(base / "instance-") in command for base in BASES) or "/kavach-" in _cgroup_of(pid)
+
+    def _is_other_user(self, pid: int) -> bool:
+        """Say whether a process may have boxes of its own: a second test run on the same host, for example."""
+        program, _, rest = self.command[pid].partition(b"\0")
+        named = b"kavach" in rest or b"pytest" in rest or program.startswith(sys.prefix.encode())
+        related = pid in self._ours or os.getpid() in self._ancestors(pid) or pid in self._of_box
+        return b"python" in program.rpartition(b"/")[2] and named and not related
+
+
 def traces() -> dict[Trace, str]:
     """Look around; with each trace comes what a report should say of it."""
-    found: dict[Trace, str] = {}
-    users = _other_users()
-    for pid, text in _processes().items():
-        found["process", str(pid)] = text
-    for path in _paths():
-        if not _is_others(path, users):
-            found["path", str(path)] = ""
+    processes = Processes()
+    found = processes.traces()
+    found |= {("path", str(path)): "" for path in _paths() if not _is_others(path, processes)}
     for line in _read("/proc/self/mountinfo").decode().splitlines():
-        if "kavach" in line and not users:
+        if "kavach" in line and not processes.other_users:
             found["mount", line] = ""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that listed them is closed by now
             found["descriptor", f"{entry.name} {entry.readlink()}"] = ""
-    return found
-
-
-def _processes() -> dict[int, str]:
-    """Return our descendants, and the processes of boxes and of runtimes that nobody else has."""
-    found = {}
-    for pid in _all_pids():
-        line = _cmdline(pid)
-        ancestors = _ancestors(pid)
-        if os.getpid() in ancestors or (_is_of_box(pid) and not _foreign(ancestors)):
-            found[pid] = f"{_state(pid)} {line.replace(bytes(1), b' ').decode(errors='replace')[:200]}"
-    return found
-
-
-def _is_of_box(pid: int) -> bool:
-    line = _cmdline(pid)
-    return any(bytes(base / "instance-") in line for base in BASES) or "/kavach-" in _cgroup_of(pid)
-
-
-def _foreign(ancestors: set[int]) -> set[int]:
-    """Return those of a process's ancestors that make it somebody else's; an orphan has none."""
-    ours = {os.getpid(), *_ancestors(os.getpid())}
-    return {pid for pid in ancestors - ours if _state(pid) not in "ZX" and not _is_of_box(pid)}
-
-
-def _ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while (pid := _parent(pid)) > 1 and pid not in found:
-        found.add(pid)
-    return found
-
-
-def _other_users() -> set[int]:
-    """Return the processes, not ours, that may have boxes of their own: a second test run on the same host."""
-    ours = {os.getpid(), *_ancestors(os.getpid())}
-    found = set()
-    for pid in set(_all_pids()) - ours:
-        program, _, rest = _cmdline(pid).partition(b"\0")
-        words = b"kavach" in rest or b"pytest" in rest or program.startswith(sys.prefix.encode())
-        is_user = b"python" in program.rpartition(b"/")[2] and words
-        if is_user and not _is_of_box(pid) and os.getpid() not in _ancestors(pid):
-            found.add(pid)
     return found
 
 
@@ -362,13 +376,12 @@ def _paths() -> Iterator[Path]:
             yield from instance.glob("state/*/*")
 
 
-def _is_others(path: Path, users: set[int]) -> bool:
+def _is_others(path: Path, processes: Processes) -> bool:
     """Say whether a path is another user's, as far as can be told: its processes are, or nothing of it is alive."""
-    box_id = path.name.removeprefix("kavach-")
-    holders = [pid for pid in _all_pids() if box_id.encode() in _cmdline(pid)]
+    holders = processes.holders(path.name.removeprefix("kavach-"))
     if holders:
-        return all(_foreign(_ancestors(pid)) for pid in holders)
-    return bool(users)
+        return all(map(processes.is_foreign, holders))
+    return bool(processes.other_users)
 
 
 @pytest.fixture(autouse=True)
@@ -395,9 +408,9 @@ def nothing_left(request: pytest.FixtureRequest, host: Host) -> Iterator[None]:
 def sweep(host: Host) -> Iterator[None]:
     """Remove what a kavach leaves that is killed: nothing of it can do that itself. No process is forgiven."""
     before = frozenset(_paths())
-    users = _other_users()
     yield
-    new = [path for path in _paths() if path not in before and not _is_others(path, users)]
+    processes = Processes()
+    new = [path for path in _paths() if path not in before and not _is_others(path, processes)]
     groups = [path for path in new if path.is_relative_to(CGROUPS)]
     assert host.until(lambda: not any(_members(group) for group in groups)), "processes are left in a cgroup"
     for group in groups:

@@ -14,6 +14,7 @@ from kavach_core.validation import (
     check_absolute_path,
     check_argv,
     check_environment,
+    is_encodable,
     number,
     optional,
 )
@@ -126,6 +127,8 @@ def _check_input(value: object) -> Iterator[FieldProblem]:
             "input",
             f"{type(value).__name__} is neither bytes, nor text, nor gives bytes as they come",
         )
+    elif isinstance(value, str) and not is_encodable(value):
+        yield FieldProblem("input", "contains what is no character", "give it as bytes")
 
 
 def _input(value: Input | str | None) -> Input | None:

@@ -7,10 +7,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import frozen
 
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.policy import PRESETS, Limits, SandboxPolicy
+from kavach_core.policy import PRESETS, Limits, SandboxPolicy, check_limits
 from kavach_core.types import User
 from kavach_core.validation import (
     MAX_ID,
@@ -21,6 +21,7 @@ from kavach_core.validation import (
     checked,
     number,
     optional,
+    show,
 )
 
 NOBODY = User(uid=65534, gid=65534)
@@ -52,13 +53,13 @@ def _check_directory(name: str, path: str) -> Iterator[FieldProblem]:
 
 
 def _check_policy(name: str, value: object) -> Iterator[FieldProblem]:
-    if not isinstance(value, SandboxPolicy) and value not in PRESETS:
-        yield FieldProblem(name, f"no preset {value!r}", f"one of {', '.join(PRESETS)}")
+    if not isinstance(value, SandboxPolicy) and not (isinstance(value, str) and value in PRESETS):
+        yield FieldProblem(name, f"no preset {show(value)}", f"one of {', '.join(PRESETS)}")
 
 
 def _check_network(name: str, value: object) -> Iterator[FieldProblem]:
     if value != "none":
-        yield FieldProblem(name, f"{value!r} is not supported", "the only network is 'none'")
+        yield FieldProblem(name, f"{show(value)} is not supported", "the only network is 'none'")
 
 
 def parse_user(text: str) -> User:
@@ -85,11 +86,14 @@ def _parse_id(text: str) -> int:
 def check_user(name: str, value: object) -> Iterator[FieldProblem]:
     """Check a user: numbers that are ids of the box."""
     if not isinstance(value, User):
-        yield FieldProblem(name, f"{value!r} is not a user", "write UID, UID:GID, root or nobody")
+        yield FieldProblem(name, f"{show(value)} is not a user", "write UID, UID:GID, root or nobody")
         return
-    for id_ in dict.fromkeys((value.uid, value.gid, *value.groups)):
-        if type(id_) is not int or not 0 <= id_ <= MAX_ID:
-            yield FieldProblem(name, f"{id_!r} is not an id of the box", f"0 to {MAX_ID}")
+    if not isinstance(value.groups, (tuple, list)):
+        yield FieldProblem(f"{name}.groups", f"{type(value.groups).__name__} is not a list of ids")
+        return
+    wrong = [id_ for id_ in (value.uid, value.gid, *value.groups) if type(id_) is not int or not 0 <= id_ <= MAX_ID]
+    for text in dict.fromkeys(map(show, wrong)):
+        yield FieldProblem(name, f"{text} is not an id of the box", f"0 to {MAX_ID}")
 
 
 def to_user(value: object) -> object:
@@ -109,8 +113,8 @@ def _check_labels(name: str, value: object) -> Iterator[FieldProblem]:
         yield FieldProblem(name, f"{type(value).__name__} is not a mapping")
         return
     for key, text in value.items():
-        yield from check_text(f"{name}[{key!r}]", key)
-        yield from check_text(f"{name}[{key!r}]", text)
+        yield from check_text(f"{name}[{show(key)}]", key)
+        yield from check_text(f"{name}[{show(key)}]", text)
 
 
 @frozen(kw_only=True)
@@ -147,7 +151,7 @@ class SandboxConfig:
     cwd: str | None = checked(optional(check_absolute_path), default=None)
     user: User | None = checked(optional(check_user), default=None, converter=to_user)
     network: str = checked(_check_network, default="none")
-    limits: Limits = field(factory=Limits)
+    limits: Limits = checked(check_limits, factory=Limits)
     timeout: float | None = checked(_timeout, default=None)
     labels: Mapping[str, str] = checked(_check_labels, factory=dict)
 

@@ -19,7 +19,7 @@ from kavach_core.config import SandboxConfig, parse_user
 from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.policy import ByteSize, SandboxPolicy
 from kavach_core.types import User
-from kavach_core.validation import problems_of
+from kavach_core.validation import problems_of, show
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def _unknown_key(key: str, known: list[str]) -> FieldProblem:
 def _exactly(expected: type[T], *, name: str) -> Callable[[object, Any], T]:
     def hook(value: object, _: object) -> T:
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise TypeError(f"{value!r} is not {name}")
+            raise TypeError(f"{show(value)} is not {name}")
         return value
 
     return hook
@@ -137,15 +137,18 @@ def _exactly(expected: type[T], *, name: str) -> Callable[[object, Any], T]:
 
 def _structure_float(value: object, _: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
+        raise TypeError(f"{show(value)} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("is too large") from None
 
 
 def _structure_size(value: object, _: object) -> ByteSize:
     if isinstance(value, str):
         return parse_size(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a size")
+        raise TypeError(f"{show(value)} is not a size")
     return ByteSize(value)
 
 
@@ -157,7 +160,7 @@ def _structure_mapping(value: object, _: object) -> Mapping[str, str]:
 
 def _structure_path(value: object, _: object) -> Path:
     if not isinstance(value, (str, Path)):
-        raise TypeError(f"{value!r} is not a path")
+        raise TypeError(f"{show(value)} is not a path")
     return Path(value)
 
 

@@ -29,6 +29,7 @@ DRAIN_GRACE_SECONDS: Final = 0.25
 # What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is
 # not its own.
 _LATE_OUTPUT_BYTES: Final = 1024 * 1024
+_MAX_ERRNO: Final = 4095
 _KILL_SECONDS: Final = 2.0
 
 
@@ -127,10 +128,7 @@ async def run_command(session: Session, command: Command) -> Run:
         try:
             await _complete(run, process)
         finally:
-            if run.exit is None:
-                run.timed_out = True  # or cancelled, and then nobody sees this run
-                await _kill(run, process)
-            await process.aclose()
+            await _finish(run, process)
     return run
 
 
@@ -139,16 +137,31 @@ async def _complete(run: Run, process: GuestProcess) -> None:
     if process.stdin is None:
         await _drain(run, process)
         return
-    failure: KavachError | None = None
+    failures: list[Exception] = []  # raised below, bare: the nursery would wrap them in a group
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_feed, process.stdin, run.command.input or b"")
-        try:
-            await _drain(run, process)
-        except KavachError as error:
-            failure = error  # raised below: the nursery would wrap it in a group
+
+        async def watch(work: Awaitable[None]) -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - whatever the caller's own functions raise
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch, _feed(process.stdin, run.command.input or b""))
+        await watch(_drain(run, process))
         nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    if failures:
+        raise failures[0]
+
+
+async def _finish(run: Run, process: GuestProcess) -> None:
+    """Leave nothing of the command: kill what has not ended, and let go of its channel."""
+    try:
+        if run.exit is None:
+            run.timed_out = True  # or cancelled, and then nobody sees this run
+            await _kill(run, process)
+    finally:
+        await process.aclose()
 
 
 async def _drain(run: Run, process: GuestProcess) -> None:
@@ -175,15 +188,24 @@ async def _note(run: Run, event: Output | GuestExit) -> None:
 
 
 async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
-    try:
-        if isinstance(data, bytes):
-            await stdin.send_all(data)
-        else:
-            async for piece in data:
-                await stdin.send_all(piece)
+    """Send the input. What the input itself raises, the caller gets; that nobody reads it is no error."""
+    if isinstance(data, bytes):
+        await _send(stdin, data)
+    else:
+        async for piece in data:
+            if not await _send(stdin, piece):
+                return
+    with contextlib.suppress(KavachError):  # the box has ended, which whoever waits for the command is told
         await stdin.aclose()
+
+
+async def _send(stdin: trio.abc.SendStream, data: bytes) -> bool:
+    """Send a piece of input; False when the command has ended without reading it all, or the box has."""
+    try:
+        await stdin.send_all(data)
     except (trio.BrokenResourceError, KavachError):
-        return  # the command has ended without reading it all, or the box has: neither is an error of the input
+        return False
+    return True
 
 
 async def _kill(run: Run, process: GuestProcess) -> None:
@@ -238,6 +260,11 @@ def result_of(run: Run, *, exec_id: int, duration: float, sandbox_id: str, backe
     )
 
 
+def text_of(errno: int) -> str:
+    """Return the kernel's words for an error number, which may be any number: it comes from the box."""
+    return os.strerror(errno) if 0 < errno <= _MAX_ERRNO else f"error {errno}"
+
+
 def refuse_missing_cwd(run: Run) -> None:
     """Treat a working directory that is not there as what it is: bad input, and no command was started.
 
@@ -246,7 +273,7 @@ def refuse_missing_cwd(run: Run) -> None:
     """
     failure = run.start_failure
     if failure is not None and failure.stage == "cwd":
-        reason = f"{run.command.request.cwd.decode(errors='replace')!r}: {os.strerror(failure.errno)}"
+        reason = f"{run.command.request.cwd.decode(errors='replace')!r}: {text_of(failure.errno)}"
         raise ConfigError([FieldProblem("cwd", reason, "name a directory of the box that the user may enter")])
 
 
@@ -274,4 +301,4 @@ def describe_start_failure(result: ExecResult) -> str:
     failure = result.start_failure
     if failure is None:
         return f"{result.argv[0]} was started"
-    return f"cannot start {result.argv[0]}: {os.strerror(failure.errno)} ({failure.stage})"
+    return f"cannot start {result.argv[0]}: {text_of(failure.errno)} ({failure.stage})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NewType
 
 import attrs
-from attrs import field, frozen
+from attrs import frozen
 
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.validation import check_all, checked, number, optional
+from kavach_core.validation import check_all, check_text, checked, number, optional
 
 ByteSize = NewType("ByteSize", int)
 """A number of bytes; in configuration files and on the command line also ``512K``, ``512M``, ``2G``."""
@@ -48,6 +49,12 @@ class Limits:
         return attrs.evolve(defaults, **own)
 
 
+def check_limits(name: str, value: object) -> Iterator[FieldProblem]:
+    """Check that a value is ``Limits``."""
+    if not isinstance(value, Limits):
+        yield FieldProblem(name, f"{type(value).__name__} is not a table of limits", "Limits(memory=..., pids=...)")
+
+
 @frozen(kw_only=True)
 class SandboxPolicy:
     """What is asked of a box beyond being one.
@@ -60,8 +67,11 @@ class SandboxPolicy:
         limits: the bounds that hold unless the caller sets others.
     """
 
-    name: str
-    limits: Limits = field(factory=Limits)
+    name: str = checked(check_text)
+    limits: Limits = checked(check_limits, factory=Limits)
+
+    def __attrs_post_init__(self) -> None:
+        check_all(self)
 
 
 def _preset(name: str, memory_mib: int, pids: int, tmp_mib: int, cpus: float | None) -> SandboxPolicy:

@@ -8,6 +8,7 @@ every bad field of an input is reported at once.
 from __future__ import annotations
 
 import posixpath
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -66,9 +67,9 @@ def number(*, minimum: float, maximum: float, unit: str, integer: bool = False) 
     def check_number(name: str, value: object) -> Iterator[FieldProblem]:
         wanted = int if integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
-            yield FieldProblem(name, f"{value!r} is not {kind}")
+            yield FieldProblem(name, f"{show(value)} is not {kind}")
         elif not minimum <= value <= maximum:  # also false for NaN
-            yield FieldProblem(name, f"{value!r} is out of range", f"{minimum} to {maximum} {unit}")
+            yield FieldProblem(name, f"{show(value)} is out of range", f"{minimum} to {maximum} {unit}")
 
     return check_number
 
@@ -79,6 +80,28 @@ def check_text(name: str, value: object) -> Iterator[FieldProblem]:
         yield FieldProblem(name, f"{type(value).__name__} is not a string")
     elif "\0" in value:
         yield FieldProblem(name, "contains a NUL byte", "the kernel would cut it there")
+    elif not is_encodable(value):
+        yield FieldProblem(
+            name, "contains what is no character", "bytes that are no UTF-8 are written as os.fsdecode does"
+        )
+
+
+def is_encodable(text: str) -> bool:
+    """Say whether text can be turned into bytes as the file system does it."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = 200
+
+
+def show(value: object) -> str:
+    """Return a value as an error message shows it: bounded in length and depth, for it may be an attack."""
+    return _shortener.repr(value)
 
 
 def check_absolute_path(name: str, value: object) -> Iterator[FieldProblem]:
@@ -87,12 +110,12 @@ def check_absolute_path(name: str, value: object) -> Iterator[FieldProblem]:
     if found or not isinstance(value, str):
         yield from found
     elif not value.startswith("/"):
-        yield FieldProblem(name, f"{value!r} is not absolute", "start it with /")
+        yield FieldProblem(name, f"{show(value)} is not absolute", "start it with /")
     elif posixpath.normpath(value) != value or value.startswith("//"):
-        yield FieldProblem(name, f"{value!r} is not in normal form", f"write {posixpath.normpath(value)!r}")
+        yield FieldProblem(name, f"{show(value)} is not in normal form", f"write {show(posixpath.normpath(value))}")
     elif value == "/proc" or value.startswith("/proc/"):
         # A descriptor link below /proc is how CVE-2024-21626 left its container.
-        yield FieldProblem(name, f"{value!r} is inside /proc", "choose a directory of the file system")
+        yield FieldProblem(name, f"{show(value)} is inside /proc", "choose a directory of the file system")
 
 
 def check_environment(name: str, value: object) -> Iterator[FieldProblem]:
@@ -101,7 +124,7 @@ def check_environment(name: str, value: object) -> Iterator[FieldProblem]:
         yield FieldProblem(name, f"{type(value).__name__} is not a mapping", "NAME to value")
         return
     for key, text in value.items():
-        yield from _check_variable(f"{name}[{key!r}]", key, text)
+        yield from _check_variable(f"{name}[{show(key)}]", key, text)
 
 
 def _check_variable(where: str, key: object, value: object) -> Iterator[FieldProblem]:

@@ -54,6 +54,8 @@ GUEST_ERROR: Final = 0x8F
 
 FAILURE_STAGES: Final = {1: "request", 2: "resources", 3: "identity", 4: "cwd", 5: "program"}
 
+_MAX_ERRNO = 4095
+
 _HEADER = struct.Struct("<IBBHI")
 _HELLO = struct.Struct("<4sHH")
 _U32 = struct.Struct("<I")
@@ -214,11 +216,11 @@ def decode_failed(payload: bytes) -> Failed:
     """Decode FAILED.
 
     Raises:
-        ProtocolViolation: when the stage is unknown.
+        ProtocolViolation: when the stage or the error number cannot be.
     """
     stage, errno = _FAILED.unpack(payload)
-    if stage not in FAILURE_STAGES:
-        raise ProtocolViolation(f"unknown stage {stage} of a failed start")
+    if stage not in FAILURE_STAGES or not 0 < errno <= _MAX_ERRNO:
+        raise ProtocolViolation(f"an impossible reason of a failed start: stage {stage}, errno {errno}")
     return Failed(FAILURE_STAGES[stage], errno)
 
 

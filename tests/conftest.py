@@ -418,4 +418,7 @@ def sweep(host: Host) -> Iterator[None]:
             with contextlib.suppress(FileNotFoundError):
                 directory.rmdir()
     for path in set(new) - set(groups):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

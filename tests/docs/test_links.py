@@ -12,7 +12,7 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")])
 _BLOCK: Final = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-_LINK: Final = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+_LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING: Final = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 

@@ -1,31 +1,33 @@
 """The command ``kavach``.
 
-Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and each command imports what it needs.
+Nothing heavy is imported here. A run like an earlier one is carried out before even its options are parsed; each other
+command imports what it needs.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-import signal
 import sys
 import time
-
-from kavach_core.cli.arguments import parse
-from kavach_core.cli.summary import print_summary
-from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from typing import NoReturn
 
-    Command = Callable[[argparse.Namespace], int]
+    Command = Callable[[argparse.Namespace, list[str]], int]
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _open_standard_descriptors()
-    sys.exit(run(sys.argv[1:]))
+    status = _run_as_before(sys.argv[1:])
+    if status is None:
+        sys.exit(run(sys.argv[1:]))
+    sys.stderr.flush()
+    os._exit(status)  # nothing is open any more; taking the interpreter apart would cost as much as closing the box
 
 
 def _open_standard_descriptors() -> None:
@@ -37,54 +39,48 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def run(argv: list[str]) -> int:
-    """Run one command line and return its exit status.
-
-    Errors of kavach's own go to standard error as one line each, with the hint, and give status 125.
-    """
-    options = parse(argv)
-    status = _run_as_before(options) if options.command == "run" else None
-    return status if status is not None else _run_the_long_way(options)
-
-
-def _run_as_before(options: argparse.Namespace) -> int | None:
+def _run_as_before(argv: list[str]) -> int | None:
     """Run as an earlier run with the same options did; None when there was none, or things have changed."""
-    from kavach_core.cli import kept_plans  # noqa: PLC0415 - not needed for --help
-
     started = time.monotonic()
-    kept = kept_plans.find(options) if kept_plans.is_plain(options) else None
+    from kavach_core.cli import kept_plans  # noqa: PLC0415 - the names before it answer without
+
+    kept = kept_plans.find(argv)
     launch = kept_plans.launcher(kept) if kept is not None else None
     if kept is None or launch is None:
         return None
-    result = launch(kept["plan"], kept["request"], options.argv)
+    result = launch(kept["plan"], kept["request"], kept_plans.command_of(argv))
     if result is None:
         return None
     status, complaint = result
     if complaint:
         _complain(complaint)
-    if options.summary:
+    if kept["summary"]:
+        from kavach_core.cli.summary import print_summary  # noqa: PLC0415 - hardly ever asked for
+
         print_summary(kept["backend"], kept["score"], time.monotonic() - started, status)
     return status
 
 
-def _run_the_long_way(options: argparse.Namespace) -> int:
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit status.
+
+    Errors of kavach's own go to standard error as one line each, with the hint, and give status 125.
+    """
+    from kavach_core.cli.arguments import parse  # noqa: PLC0415 - a run like an earlier one parses nothing
+
+    options = parse(argv)
     from kavach_core.errors import ConfigError, KavachError  # noqa: PLC0415 - not needed for --help
+    from kavach_core.exit_status import EXIT_FAILED, EXIT_INTERRUPTED  # noqa: PLC0415 - as above
 
     try:
-        return _dispatch(options.command)(options)
+        return _dispatch(options.command)(options, argv)
     except ConfigError as error:
         for problem in error.problems:
             _complain(str(problem))
     except KavachError as error:
         _complain(str(error))
-    except BaseExceptionGroup as group:
-        ours, rest = group.split(KavachError)
-        if rest is not None or ours is None:
-            raise
-        for problem_ in ours.exceptions:
-            _complain(str(problem_))
     except KeyboardInterrupt:
-        return SIGNAL_EXIT_BASE + signal.SIGINT
+        return EXIT_INTERRUPTED
     return EXIT_FAILED
 
 
@@ -93,10 +89,11 @@ def _complain(text: str) -> None:
 
 
 def _dispatch(command: str) -> Command:
-    if command == "run":
-        from kavach_core.cli.run import run_command_line as chosen  # noqa: PLC0415 - only what is asked for is imported
-    elif command == "backends":
-        from kavach_core.cli.backends import show_backends as chosen  # noqa: PLC0415
-    else:
-        from kavach_core.cli.doctor import show_doctor as chosen  # noqa: PLC0415
-    return chosen
+    """Return what carries out a command; only that is imported."""
+    module, name = {
+        "run": ("run", "run_command_line"),
+        "backends": ("backends", "show_backends"),
+        "doctor": ("doctor", "show_doctor"),
+    }[command]
+    found: Command = getattr(importlib.import_module(f"kavach_core.cli.{module}"), name)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from kavach_core import __version__
 from kavach_core.exit_status import EXIT_FAILED
@@ -12,10 +13,28 @@ exit status of run: the command's own; 124 at the deadline; 125 when kavach fail
 command cannot be executed, 127 when it is not there; 128+N when signal N ended it."""
 
 
+_NARROWEST = 40
+_WIDTH_ELSEWHERE = 100
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]  # exits all the same
         self.print_usage()
         self.exit(EXIT_FAILED, f"kavach: {message}\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """As argparse's own, which would import shutil, and with it all compressors, to know the width of the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_terminal_width())
+
+
+def _terminal_width() -> int:
+    try:
+        return max(os.get_terminal_size(1).columns - 2, _NARROWEST)
+    except OSError:
+        return _WIDTH_ELSEWHERE
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -24,16 +43,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _build() -> argparse.ArgumentParser:
-    parser = _Parser(prog="kavach", description="Run commands nobody trusts.", allow_abbrev=False)
+    parser = _Parser(
+        prog="kavach", description="Run commands nobody trusts.", allow_abbrev=False, formatter_class=_Formatter
+    )
     parser.add_argument("--version", action="version", version=f"kavach {__version__}")
-    # With prog given, argparse need not format a usage line, for which it would import shutil and all compressors.
+    # With prog given, argparse need not format a usage line to know it.
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="kavach")
     _add_run(commands)
     for name, text in (
         ("backends", "list the installed backends and whether they work here"),
         ("doctor", "say what is missing on this host and how to mend it"),
     ):
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=_Formatter)
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -45,7 +66,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Run a command in a fresh sandbox, with its input and output connected to yours.",
         usage="kavach run [OPTIONS] -- COMMAND [ARGUMENT ...]",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     run.add_argument("-b", "--backend", help="backend, or auto for the strongest that works here (default)")

@@ -12,7 +12,7 @@ from kavach_core.discovery import BACKENDS, PluginStatus, load_all
 from kavach_core.selection import Candidate, by_strength, probe
 
 
-def show_backends(options: argparse.Namespace) -> int:
+def show_backends(options: argparse.Namespace, _: list[str]) -> int:
     """Print a row for each backend. The status is 0 when at least one works."""
     rows = [_row(status, candidate) for status, candidate in trio.run(examine)]
     if options.json:

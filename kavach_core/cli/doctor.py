@@ -18,7 +18,7 @@ from kavach_core.oci.cgroups import CgroupLayout, detect_layout
 _SHADES = {True: "ok", False: "!!"}
 
 
-def show_doctor(options: argparse.Namespace) -> int:
+def show_doctor(options: argparse.Namespace, _: list[str]) -> int:
     """Print what was found. The status is 0 when at least one backend works."""
     findings = [*_host_findings(), *trio.run(_backend_findings)]
     usable = any(finding["ok"] for finding in findings if finding["what"].startswith("backend "))

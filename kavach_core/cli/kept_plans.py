@@ -1,10 +1,10 @@
-"""Plans of earlier ``kavach run`` calls, kept so that the next like it needs to import and probe nothing.
+"""Plans of earlier ``kavach run`` calls, kept so that the next like it needs to parse, import and probe nothing.
 
-A plan is kept below kavach's own directory, which only root can write, for the very options it was made for.
-It is used only while everything it was made from is unchanged: the programs and modules it came from, the
-directories in which a newly installed plugin or runtime would appear, the boot of the host. Whatever is in
-doubt, the run goes the long way. The kept file names no code to run: it names an entry point, and that is
-looked up in the installed distribution.
+A plan is kept below kavach's own directory, which only root can write, for the very options it was made for. It is used
+only while everything it was made from is unchanged: the programs and modules it came from, the directories in which a
+newly installed plugin or runtime would appear, the boot of the host. Whatever is in doubt, the run goes the long way.
+The kept file names no code to run: it names an entry point, and that is looked up in the installed distribution. Values
+of ``--env`` are not kept; they come from the command line every time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from binascii import crc32
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
     from typing import Any
 
@@ -32,48 +31,93 @@ _PROGRAM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MAX_BYTES = 1024 * 1024
 _MAX_ARGUMENT_BYTES = 65_536
-_MARK = 2
-_PARTS = {"launcher", "plan", "request", "backend", "score", "watched"}
-_OPTIONS = ("backend", "policy", "env", "cwd", "user", "timeout", "memory", "cpus", "pids", "network")
+_MARK = 3
+_PARTS = {"launcher", "plan", "request", "backend", "score", "summary", "watched"}
+_END_OF_OPTIONS = "--"
+_ENV = "--env"
 
 
-def is_plain(options: argparse.Namespace) -> bool:
-    """Say whether a run is one of those that plans are kept for."""
-    special = options.json or options.config or options.rootfs or options.image
-    short = bool(options.argv and options.argv[0]) and sum(map(len, options.argv)) * 4 <= _MAX_ARGUMENT_BYTES
-    return short and not special and os.geteuid() == 0 and os.environ.get(SWITCH) != "0"
+def find(argv: list[str]) -> dict[str, Any] | None:
+    """Return what was kept for a command line with these options, if it still holds.
 
-
-def find(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return what was kept for these options, if it still holds."""
+    The ``request`` in it has the variables that this command line sets.
+    """
+    if not _is_plain(argv):
+        return None
+    options, env = _without_values(argv)
+    key = _key(options)
     for base in _BASES:
-        kept = _read(_path(base, options))
+        kept = _read(_path(base, key))
         if kept is not None:
-            return kept if _holds(kept, options) else None
+            return _with_environment(kept, env) if _holds(kept, key) else None
     return None
 
 
-def _holds(kept: dict[str, Any], options: argparse.Namespace) -> bool:
-    if kept.get("key") != _key(options) or not kept.keys() >= _PARTS:
+def command_of(argv: list[str]) -> list[str]:
+    """Return the command of a command line that ``find`` has found something for."""
+    return argv[argv.index(_END_OF_OPTIONS) + 1 :]
+
+
+def _is_plain(argv: list[str]) -> bool:
+    """Say whether a command line is one that plans are kept for, as far as can be told without parsing it."""
+    if argv[:1] != ["run"] or _END_OF_OPTIONS not in argv or os.environ.get(SWITCH) == "0" or os.geteuid() != 0:
+        return False
+    command = command_of(argv)
+    return bool(command and command[0]) and sum(map(len, argv)) * 4 <= _MAX_ARGUMENT_BYTES
+
+
+def _without_values(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split the options of a command line into what a plan is kept for and the variables it sets."""
+    options: list[str] = []
+    env: list[str] = []
+    rest = iter(argv[: argv.index(_END_OF_OPTIONS)])
+    for word in rest:
+        if word == _ENV:
+            assignment = next(rest, "")
+        elif word.startswith(f"{_ENV}="):
+            assignment = word.removeprefix(f"{_ENV}=")
+        else:
+            options.append(word)
+            continue
+        options += [_ENV, assignment.partition("=")[0]]
+        env.append(assignment)
+    return options, env
+
+
+def _with_environment(kept: dict[str, Any], env: list[str]) -> dict[str, Any] | None:
+    """Put the variables of this command line over those of every box; None when one of them is wrong."""
+    if any(assignment.find("=") < 1 for assignment in env):
+        return None
+    variables = dict(assignment.split("=", 1) for assignment in [*kept["request"]["env"], *env])
+    kept["request"]["env"] = [f"{name}={value}" for name, value in variables.items()]
+    return kept
+
+
+def _holds(kept: dict[str, Any], key: list[Any]) -> bool:
+    if kept.get("key") != key or not kept.keys() >= _PARTS:
         return False
     return all(stamp(path) == was for path, was in kept["watched"])
 
 
-def keep(options: argparse.Namespace, base: str, entry: dict[str, Any], watched: list[str]) -> None:
-    """Keep what another run with these options can use.
+def keep(argv: list[str], base: str, entry: dict[str, Any], watched: list[str]) -> None:
+    """Keep what another run with these options can use, if it is one of those that plans are kept for.
 
     Args:
-        options: what the run was asked for.
+        argv: the command line of this run.
         base: kavach's own directory.
-        entry: ``launcher`` (name and metadata file of the entry point), ``plan``, ``request``, ``backend``, ``score``.
+        entry: ``launcher`` (name and metadata file of the entry point), ``plan``, ``request`` (without the variables of
+            ``--env``), ``backend``, ``score``, ``summary``.
         watched: paths that have to stay as they are.
     """
-    path = _path(base, options)
+    if not _is_plain(argv):
+        return
+    key = _key(_without_values(argv)[0])
+    path = _path(base, key)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     stamps = [[name, stamp(name)] for name in sorted({*watched, *sys.path, *_PROGRAM_DIRECTORIES})]
     fresh = f"{path}.{os.getpid()}"
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-        json.dump({**entry, "key": _key(options), "watched": stamps}, file)
+        json.dump({**entry, "key": key, "watched": stamps}, file)
     os.rename(fresh, path)
 
 
@@ -111,14 +155,14 @@ def stamp(path: str) -> list[int] | None:
     return [status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size]
 
 
-def _key(options: argparse.Namespace) -> list[Any]:
+def _key(options: list[str]) -> list[Any]:
     with open(_BOOT_ID, encoding="ascii") as file:
         boot = file.read().strip()
-    return [_MARK, sys.prefix, sys.version, boot, *(getattr(options, name) for name in _OPTIONS)]
+    return [_MARK, sys.prefix, sys.version, boot, options]
 
 
-def _path(base: str, options: argparse.Namespace) -> str:
-    return f"{base}/plans/{crc32(json.dumps(_key(options)).encode()):08x}.json"
+def _path(base: str, key: list[Any]) -> str:
+    return f"{base}/plans/{crc32(json.dumps(key).encode()):08x}.json"
 
 
 def _read(path: str) -> dict[str, Any] | None:

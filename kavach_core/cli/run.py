@@ -32,12 +32,17 @@ _CHUNK_BYTES: Final = 65_536
 _ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run_command_line(options: argparse.Namespace) -> int:
-    """Run the command that ``options`` describe and return the status to exit with."""
+def run_command_line(options: argparse.Namespace, argv: list[str]) -> int:
+    """Run the command that ``options`` describe and return the status to exit with.
+
+    Args:
+        options: the command line, parsed.
+        argv: the command line.
+    """
     config = _config(options)
     if not options.argv:
         raise ConfigError([FieldProblem("command", "is missing", "kavach run [OPTIONS] -- COMMAND [ARGUMENT ...]")])
-    return trio.run(_run, config, tuple(options.argv), options)
+    return trio.run(_run, config, options, argv)
 
 
 def _config(options: argparse.Namespace) -> SandboxConfig:
@@ -98,27 +103,28 @@ def _environment(assignments: list[str], problems: list[FieldProblem]) -> dict[s
     return env
 
 
-async def _run(config: SandboxConfig, argv: tuple[str, ...], options: argparse.Namespace) -> int:
+async def _run(config: SandboxConfig, options: argparse.Namespace, argv: list[str]) -> int:
     code = 0
     with _signals_cancel() as ended_by:
         started = trio.current_time()
         async with open_sandbox(config) as sandbox:
             run = _as_json if options.json else _connected
-            code = await run(sandbox, argv)
+            code = await run(sandbox, options.argv)
         if options.summary:
             print_summary(sandbox.backend, str(sandbox.score), trio.current_time() - started, code)
-        _keep_plan(options, sandbox)
+        _keep_plan(options, argv, sandbox)
         return code
     return SIGNAL_EXIT_BASE + ended_by[0]
 
 
-def _keep_plan(options: argparse.Namespace, sandbox: Sandbox) -> None:
+def _keep_plan(options: argparse.Namespace, argv: list[str], sandbox: Sandbox) -> None:
     """Keep what the next run with these options can use, if the backend can say it."""
-    quick = sandbox.plan() if kept_plans.is_plain(options) else None
+    quick = None if options.json or options.config or options.rootfs or options.image else sandbox.plan()
     metadata = None if quick is None else _metadata_of(quick.launcher)
     if quick is None or metadata is None:
         return
-    request = build_command(("-",), {}, config=sandbox.config, cwd=sandbox.cwd).request
+    config = attrs.evolve(sandbox.config, env={})
+    request = build_command(("-",), {}, config=config, cwd=sandbox.cwd).request
     entry = {
         "launcher": [quick.launcher, metadata],
         "plan": quick.plan,
@@ -132,10 +138,11 @@ def _keep_plan(options: argparse.Namespace, sandbox: Sandbox) -> None:
         },
         "backend": sandbox.backend,
         "score": str(sandbox.score),
+        "summary": options.summary,
     }
     modules = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("kavach_")]
     with contextlib.suppress(OSError):  # kept or not, this run is done
-        kept_plans.keep(options, quick.plan["base"], entry, [*quick.watched, metadata, *filter(None, modules)])
+        kept_plans.keep(argv, quick.plan["base"], entry, [*quick.watched, metadata, *filter(None, modules)])
 
 
 def _metadata_of(launcher: str) -> str | None:
@@ -166,13 +173,13 @@ def _signals_cancel() -> Iterator[list[int]]:
                 signal.signal(number, handler)
 
 
-async def _as_json(sandbox: Sandbox, argv: tuple[str, ...]) -> int:
+async def _as_json(sandbox: Sandbox, argv: list[str]) -> int:
     result = await sandbox.exec(*argv, input=_our_input())
     print(json.dumps(_result_data(sandbox, result), indent=2))
     return result.exit_code
 
 
-async def _connected(sandbox: Sandbox, argv: tuple[str, ...]) -> int:
+async def _connected(sandbox: Sandbox, argv: list[str]) -> int:
     """Run a command with our own standard streams."""
     with trio.CancelScope() as scope:
         result = await sandbox.exec(

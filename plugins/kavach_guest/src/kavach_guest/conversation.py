@@ -1,0 +1,206 @@
+"""A command's frames on one side, our standard streams on the other: the talking part of ``express``."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from kavach_core.exit_status import (
+    EXIT_FAILED,
+    EXIT_TIMEOUT,
+    SIGNAL_EXIT_BASE,
+    status_of_end,
+    status_of_failed_start,
+)
+from kavach_guest import protocol
+from kavach_guest.command import Command, apply
+
+TYPE_CHECKING = False  # typing's own constant costs the import of typing
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kavach_guest.express import Box
+
+_BOOT_SECONDS = 30.0
+_DRAIN_GRACE_SECONDS = 0.25
+_LATE_OUTPUT_BYTES = 1024 * 1024
+_KILL_SECONDS = 0.5
+_CHUNK_BYTES = 65_536
+_NAP_SECONDS = 3600.0
+_NEVER = float("inf")
+_ALARM_REPEAT_SECONDS = 0.1  # the first may come between two writes
+
+
+class _DeadlineReached(BaseException):
+    pass
+
+
+class _Request:
+    """What ``protocol.encode_start`` wants of a request; stands for ExecRequest, and is its own user."""
+
+    def __init__(self, data: dict[str, Any], argv: list[str]) -> None:
+        self.argv = tuple(os.fsencode(argument) for argument in argv)
+        self.env = tuple(os.fsencode(variable) for variable in data["env"])
+        self.cwd = os.fsencode(data["cwd"])
+        self.user = self
+        self.uid = data["uid"]
+        self.gid = data["gid"]
+        self.groups = tuple(data["groups"])
+        self.stdin = True
+
+
+class Conversation:
+    """One command in a box that has just been started."""
+
+    def __init__(self, box: Box, request: dict[str, Any], argv: list[str]) -> None:
+        self._box = box
+        self._request = _Request(request, argv)
+        self._timeout: float = request["timeout"] or 0.0
+        self._deadline = _NEVER
+        self._parser = protocol.FrameParser()
+        self._command = Command(1)
+        self._input_open = True
+        self._writing = False
+        self._late = 0
+
+    def greet(self) -> bool:
+        """Exchange HELLO; False when the agent does not, as it should, or not in time."""
+        try:
+            self._tell(protocol.encode_hello())
+            frames = list(self._parser.feed(self._box.receive(_BOOT_SECONDS) or b""))
+            greeted = [frame.type for frame in frames] == [protocol.GUEST_HELLO]
+            return greeted and protocol.decode_hello(frames[0].payload).major == protocol.MAJOR
+        except protocol.ProtocolViolation:
+            return False
+
+    def hold(self) -> tuple[int, str]:
+        """Start the command and carry bytes until it has ended, or its deadline has come."""
+        request: Any = self._request  # has what encode_start needs
+        self._deadline = time.monotonic() + self._timeout if self._timeout else _NEVER
+        signal.signal(signal.SIGALRM, self._interrupt)
+        try:
+            self._tell(protocol.encode_start(self._command.number, request))
+            signal.setitimer(signal.ITIMER_REAL, self._timeout, _ALARM_REPEAT_SECONDS)
+            self._carry()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except _DeadlineReached:
+            self._kill()
+            return EXIT_TIMEOUT, ""
+        except BrokenPipeError:
+            return SIGNAL_EXIT_BASE + signal.SIGPIPE, ""
+        except OSError as error:
+            return EXIT_FAILED, f"cannot pass on the output: {error.strerror}"
+        except protocol.ProtocolViolation as violation:
+            return EXIT_FAILED, f"the box ended: {violation}"
+        return self._status()
+
+    def _tell(self, frame: bytes) -> None:
+        """Send a frame.
+
+        Raises:
+            ProtocolViolation: when the agent has gone.
+        """
+        try:
+            self._box.send(frame)
+        except BrokenPipeError:
+            raise protocol.ProtocolViolation("the agent has gone") from None
+
+    def _interrupt(self, _number: int, _: object) -> None:
+        """Leave a write that nobody takes when the deadline comes; anywhere else the loop sees to it by itself."""
+        if self._writing:
+            raise _DeadlineReached
+
+    def _carry(self) -> None:
+        """Carry bytes until the channel ends, or nothing of the command's own can come any more."""
+        while not self._command.ended:
+            ending = self._command.exit is not None
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                raise _DeadlineReached
+            ready = self._wait(min(remaining, _DRAIN_GRACE_SECONDS) if ending else min(remaining, _NAP_SECONDS))
+            if ending and (not ready or self._late > _LATE_OUTPUT_BYTES):
+                return
+            if self._box.receive_fd in ready:
+                self._take()
+            if 0 in ready:
+                self._feed()
+
+    def _wait(self, seconds: float) -> list[int]:
+        sources = [self._box.receive_fd]
+        if self._input_open and self._command.stdin_credit and self._command.exit is None:
+            sources.append(0)
+        return select.select(sources, [], [], seconds)[0]
+
+    def _ready(self, seconds: float) -> bool:
+        return bool(select.select([self._box.receive_fd], [], [], seconds)[0])
+
+    def _take(self) -> None:
+        data = self._box.receive(_NAP_SECONDS)
+        if not data:
+            raise protocol.ProtocolViolation("the agent has gone")
+        for frame in self._parser.feed(data):
+            if frame.type == protocol.GUEST_ERROR:
+                raise protocol.ProtocolViolation(repr(frame.payload.decode(errors="replace")))
+            if frame.channel != self._command.number:
+                raise protocol.ProtocolViolation("a frame for a channel that is not open")
+            apply(frame, self._command)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for number, output in self._command.outputs.items():
+            while output.chunks:
+                chunk = output.chunks.popleft()
+                self._write_all(number, chunk)
+                if self._command.exit is not None:
+                    self._late += len(chunk)
+                grant = output.taken(len(chunk))
+                if grant:
+                    self._tell(protocol.encode_credit(self._command.number, number, grant))
+
+    def _feed(self) -> None:
+        try:
+            data = os.read(0, min(self._command.stdin_credit, _CHUNK_BYTES))
+        except OSError:  # a directory, or a terminal that has gone
+            data = b""
+        if not data:
+            self._end_input()
+            return
+        self._command.stdin_credit -= len(data)
+        self._tell(protocol.encode(protocol.DATA, self._command.number, data))
+
+    def _end_input(self) -> None:
+        self._input_open = False
+        self._tell(protocol.encode(protocol.EOF, self._command.number))
+
+    def _kill(self) -> None:
+        """Kill the command, so that what it had written still comes, for as long as a kill may take."""
+        self._input_open = False
+        deadline = time.monotonic() + _KILL_SECONDS
+        self._command.kills_sent += 1
+        try:
+            self._tell(protocol.encode(protocol.KILL, self._command.number))
+            while not self._command.ended and self._ready(max(0.0, deadline - time.monotonic())):
+                self._take()
+        except (OSError, protocol.ProtocolViolation):
+            return  # the box is ended next in any case
+
+    def _status(self) -> tuple[int, str]:
+        command = self._command
+        if command.failure is not None:
+            stage, errno = command.failure
+            program = os.fsdecode(self._request.argv[0])
+            text = f"cannot start {program}: {os.strerror(errno)} ({stage})"
+            return EXIT_FAILED if stage == "cwd" else status_of_failed_start(errno), text
+        assert command.exit is not None  # noqa: S101 - else the loop had gone on
+        return status_of_end(code=command.exit.code, by_signal=command.exit.by_signal), ""
+
+    def _write_all(self, descriptor: int, data: bytes) -> None:
+        self._writing = True
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        finally:
+            self._writing = False

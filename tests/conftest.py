@@ -367,7 +367,7 @@ def traces() -> dict[Trace, str]:
 def _paths() -> Iterator[Path]:
     yield from CGROUPS.glob("kavach-*")
     yield from CGROUPS.glob("*/kavach-*")
-    own = workspace.workspace().path if workspace.workspace.cache_info().currsize else None
+    own = _own_instance()
     for base in BASES:
         for instance in base.glob("instance-*"):
             if instance != own:
@@ -376,8 +376,15 @@ def _paths() -> Iterator[Path]:
             yield from instance.glob("state/*/*")
 
 
+def _own_instance() -> Path | None:
+    return workspace.workspace().path if workspace.workspace.cache_info().currsize else None
+
+
 def _is_others(path: Path, processes: Processes) -> bool:
     """Say whether a path is another user's, as far as can be told: its processes are, or nothing of it is alive."""
+    own = _own_instance()
+    if own is not None and path.is_relative_to(own):
+        return False
     holders = processes.holders(path.name.removeprefix("kavach-"))
     if holders:
         return all(map(processes.is_foreign, holders))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import os
 import secrets
 import shutil
@@ -87,14 +88,15 @@ def shared(name: str, make: Callable[[Path], None]) -> Path:
 
 def fingerprint(*paths: Path) -> str:
     """Return a word that changes when one of ``paths`` is replaced, written to or removed."""
-    facts = []
+    facts: list[tuple[int, ...]] = []
     for path in paths:
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue
-        facts.append(f"{status.st_ino:x}.{status.st_size:x}.{status.st_mtime_ns:x}")
-    return "-".join(facts)
+            facts.append(())
+        else:
+            facts.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def install(program: Path) -> Path:

@@ -27,6 +27,9 @@ from kavach_core.validation import (
 NOBODY = User(uid=65534, gid=65534)
 """Who commands run as unless the caller says otherwise."""
 
+_AGENT_IDS = range(64_512, 65_521)
+"""The agent's own user and the groups by which it knows the processes of each command."""
+
 _timeout = optional(number(minimum=0.001, maximum=31_536_000, unit="seconds"))
 
 
@@ -94,6 +97,9 @@ def check_user(name: str, value: object) -> Iterator[FieldProblem]:
     wrong = [id_ for id_ in (value.uid, value.gid, *value.groups) if type(id_) is not int or not 0 <= id_ <= MAX_ID]
     for text in dict.fromkeys(map(show, wrong)):
         yield FieldProblem(name, f"{text} is not an id of the box", f"0 to {MAX_ID}")
+    taken = [id_ for id_ in (value.uid, value.gid, *value.groups) if id_ not in wrong and id_ in _AGENT_IDS]
+    for id_ in dict.fromkeys(taken):
+        yield FieldProblem(name, f"{id_} is an id of the agent's", "0 to 64511, or 65521 and above")
 
 
 def to_user(value: object) -> object:

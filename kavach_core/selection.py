@@ -38,11 +38,9 @@ async def choose_backend(name: str) -> Backend:
         if candidate is not None and candidate.report.usable:
             return candidate.backend
         refused.append(_why_not(status, candidate))
-    raise NoBackendAvailable(
-        f"no backend can start a box here: {'; '.join(refused) or 'none is installed'}",
-        name=AUTO,
-        hint="pip install kavach-gvisor or kavach-oci, then see kavach doctor",
-    )
+    hint = "kavach doctor says how to mend it" if refused else "pip install kavach-gvisor or kavach-oci"
+    text = f"no backend can start a box here: {'; '.join(refused) or 'none is installed'}"
+    raise NoBackendAvailable(text, name=AUTO, hint=hint)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ def main() -> NoReturn:
     _open_standard_descriptors()
     status = _run_as_before(sys.argv[1:])
     if status is None:
-        sys.exit(run(sys.argv[1:]))
+        sys.exit(carry_out(sys.argv[1:]))
     sys.stderr.flush()
     os._exit(status)  # nothing is open any more; taking the interpreter apart would cost as much as closing the box
 
@@ -61,8 +61,8 @@ def _run_as_before(argv: list[str]) -> int | None:
     return status
 
 
-def run(argv: list[str]) -> int:
-    """Run one command line and return its exit status.
+def carry_out(argv: list[str]) -> int:
+    """Carry out one command line and return its exit status.
 
     Errors of kavach's own go to standard error as one line each, with the hint, and give status 125.
     """

@@ -158,7 +158,7 @@ def stamp(path: str) -> list[int] | None:
 def _key(options: list[str]) -> list[Any]:
     with open(_BOOT_ID, encoding="ascii") as file:
         boot = file.read().strip()
-    return [_MARK, sys.prefix, sys.version, boot, options]
+    return [_MARK, __file__, sys.version, sys.path, boot, options]
 
 
 def _path(base: str, key: list[Any]) -> str:

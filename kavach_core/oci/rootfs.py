@@ -29,6 +29,7 @@ _HOST_SETTINGS: Final = ("ld.so.cache", "localtime")
 _HOST_SETTING_DIRECTORIES: Final = ("alternatives", "ssl/certs")
 _MAX_ENTRIES: Final = 64
 _MAX_LINKS: Final = 40
+_MODE_OF_TMP: Final = 0o1777
 
 _ETC: Final = {
     "passwd": "root:x:0:0:root:/home:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/sh\n",
@@ -114,7 +115,9 @@ def _from_directory(path: Path, *, compose: bool) -> RootLayout:
         # A runtime that mounts onto a link can be led out of the root: CVE-2021-30465, CVE-2026-41579, CVE-2026-47766.
         if (path / name).is_symlink():
             raise ConfigError([FieldProblem("rootfs", f"/{name} in it is a symbolic link", "make it a directory")])
-    if not compose and all((path / name).is_dir() for name in ("dev", "proc", "tmp")):
+    # runc gives the tmpfs the mode of its mount point, whatever mode the mount asks for.
+    open_tmp = (path / "tmp").is_dir() and stat.S_IMODE((path / "tmp").stat().st_mode) == _MODE_OF_TMP
+    if not compose and open_tmp and all((path / name).is_dir() for name in ("dev", "proc")):
         return RootLayout(path=path, binds=(), writable=("/tmp",))  # noqa: S108 - inside the box
     return _compose(path)
 
@@ -153,8 +156,7 @@ def _fill_skeleton(skeleton: Path) -> None:
     for directory in ("dev", "proc", "etc", "run", "root", "var", *_writable_names()):
         _make_directory(skeleton / directory)
     for directory in _writable_names():
-        # runc copies the mode of the mount point over the mode that the tmpfs is mounted with.
-        (skeleton / directory).chmod(0o1777)
+        (skeleton / directory).chmod(_MODE_OF_TMP)
     (skeleton / AGENT_PATH.removeprefix("/")).touch(mode=0o644)
 
 

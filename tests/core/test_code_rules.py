@@ -50,10 +50,10 @@ open(sys.argv[2], "w").write(json.dumps(new))
         "import kavach_core; kavach_core.KavachError",
         "import kavach_core.errors",
         "import kavach_core.cli",
-        "import kavach_core.cli; kavach_core.cli.run(['--help'])",
-        "import kavach_core.cli; kavach_core.cli.run(['--version'])",
-        "import kavach_core.cli; kavach_core.cli.run(['run', '--help'])",
-        "import kavach_core.cli; kavach_core.cli.run(['backends', '--help'])",
+        "import kavach_core.cli; kavach_core.cli.carry_out(['--help'])",
+        "import kavach_core.cli; kavach_core.cli.carry_out(['--version'])",
+        "import kavach_core.cli; kavach_core.cli.carry_out(['run', '--help'])",
+        "import kavach_core.cli; kavach_core.cli.carry_out(['backends', '--help'])",
     ],
 )
 def test_what_costs_time_is_imported_when_it_is_used(code: str, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_check_above_sees_what_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_do_without_the_large_modules_of_the_library(option: str, tmp_path: Path) -> None:
-    found = modules_after(f"import kavach_core.cli; kavach_core.cli.run(['{option}'])", tmp_path / "modules")
+    found = modules_after(f"import kavach_core.cli; kavach_core.cli.carry_out(['{option}'])", tmp_path / "modules")
     assert not found & {"typing", "asyncio", "importlib.metadata", "json", "email", "inspect", "dataclasses", "socket"}
 
 

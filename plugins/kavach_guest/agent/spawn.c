@@ -31,7 +31,9 @@ static struct launch {
 
 static _Alignas(16) char child_stack[CHILD_STACK];
 static int null_device = -1;
-static struct rlimit first_limit;
+/* What the box came with is for the agent; commands get the soft limit, and no way to raise it. */
+static struct rlimit agent_limit;
+static struct rlimit command_limit;
 static bool limit_raised;
 
 const char *spawn_prepare(void) {
@@ -39,17 +41,17 @@ const char *spawn_prepare(void) {
     if (null_device < 0)
         return "cannot open /dev/null";
     umask(DEFAULT_UMASK);
-    if (chdir("/") != 0 || getrlimit(RLIMIT_NOFILE, &first_limit) != 0)
+    if (chdir("/") != 0 || getrlimit(RLIMIT_NOFILE, &agent_limit) != 0)
         return "cannot read the limits of the box";
+    command_limit = (struct rlimit){.rlim_cur = agent_limit.rlim_cur, .rlim_max = agent_limit.rlim_cur};
     return NULL;
 }
 
-/* Raised late, because undoing it in each child costs a system call. */
 static void raise_descriptor_limit(unsigned channels_open) {
     rlim_t needed = FIXED_DESCRIPTORS + (rlim_t)DESCRIPTORS_PER_CHANNEL * (channels_open + 1);
-    if (limit_raised || needed <= first_limit.rlim_cur)
+    if (limit_raised || needed <= agent_limit.rlim_cur)
         return;
-    struct rlimit raised = {.rlim_cur = first_limit.rlim_max, .rlim_max = first_limit.rlim_max};
+    struct rlimit raised = {.rlim_cur = agent_limit.rlim_max, .rlim_max = agent_limit.rlim_max};
     limit_raised = setrlimit(RLIMIT_NOFILE, &raised) == 0;
 }
 
@@ -116,7 +118,7 @@ static int child_main(void *unused) {
             return failed(STAGE_RESOURCES, errno);
     if (r->umask != DEFAULT_UMASK)
         umask(r->umask);
-    if (limit_raised && setrlimit(RLIMIT_NOFILE, &first_limit) != 0)
+    if (setrlimit(RLIMIT_NOFILE, &command_limit) != 0)
         return failed(STAGE_RESOURCES, errno);
     int error = identity_become(r, launch.marker);
     if (error != 0)

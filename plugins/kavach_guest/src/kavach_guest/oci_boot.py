@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from kavach_guest.agent import agent_program
 from kavach_guest.channel import GuestChannel
 from kavach_guest.session import AgentSession
 
+NEEDS_ROOT: Final = "boxes of this backend need root"
 BOOT_DEADLINE_SECONDS: Final = 30.0
 CAPABILITIES: Final = capabilities.ALL
 """What the paved road can enforce where the host has every cgroup controller."""
@@ -59,6 +61,10 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         UnsupportedPolicy: when this host cannot enforce one of the limits.
         CreateError: when the box does not start.
     """
+    if os.geteuid() != 0:
+        raise CreateError(
+            NEEDS_ROOT, sandbox_id=spec.sandbox_id, backend=runtime.name, stage="boot", hint="run as root"
+        )
     plan = plan_box(runtime, spec, tasks_per_process=tasks_per_process)
     box = _launch(plan, spec)
     channel = GuestChannel(receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id)

@@ -15,7 +15,7 @@ from kavach_core.oci.host_process import HostProcess
 from kavach_core.oci.runtime import OciRuntime
 from kavach_core.policy import PRESETS
 from kavach_core.types import ExecRequest, Reason
-from kavach_guest.oci_boot import boot
+from kavach_guest.oci_boot import NEEDS_ROOT, boot
 
 PROBE_DEADLINE_SECONDS: Final = 15.0
 _VERSION_DEADLINE_SECONDS: Final = 5.0
@@ -40,7 +40,7 @@ _REMEDIES: Final = (
 async def start_one(runtime: OciRuntime, *, tasks_per_process: int) -> Reason | None:
     """Start a box and a command in it. Return None when both worked, else why not."""
     if os.geteuid() != 0:
-        return Reason(text="boxes of this backend need root", remedy="run as root")
+        return Reason(text=NEEDS_ROOT, remedy="run as root")
     try:
         with trio.fail_after(PROBE_DEADLINE_SECONDS):
             return await _run_true(runtime, tasks_per_process)

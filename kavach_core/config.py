@@ -53,6 +53,8 @@ def _check_directory(name: str, path: str) -> Iterator[FieldProblem]:
         yield FieldProblem(name, f"{path!r} is a symbolic link", f"write {os.path.realpath(path)!r}")
     elif not stat.S_ISDIR(mode):
         yield FieldProblem(name, f"{path!r} is not a directory")
+    elif os.path.samestat(os.lstat(path), os.lstat("/")):
+        yield FieldProblem(name, "is the host's own root", "leave it out to see the host's programs, and only those")
 
 
 def _check_policy(name: str, value: object) -> Iterator[FieldProblem]:

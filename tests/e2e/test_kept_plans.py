@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kavach_core.cli import kept_plans
-from kavach_core.cli.arguments import parse
 
 if TYPE_CHECKING:
     from tests.conftest import Runner
@@ -57,24 +55,34 @@ def test_the_kept_way_is_taken(kavach: Path, backend: str) -> None:
     assert not {"trio", "attrs", "cattrs", "stevedore"} & imported(kavach, *arguments)
 
 
-@pytest.mark.parametrize("option", [["--rootfs", "/"], ["--json"], ["--image", "x"], ["--config", "x"]])
-def test_what_no_plan_is_kept_for(option: list[str]) -> None:
-    assert not kept_plans.is_plain(parse(["run", *option, "--", "true"]))
+@pytest.mark.needs_runc
+@pytest.mark.parametrize("option", [["--config", "settings.toml"], ["--json"]])
+def test_what_no_plan_is_kept_for(
+    kavach: Path, option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("settings.toml").write_text('policy = "strict"\n')
+    arguments = ["run", "-b", "runc", "--env", f"OPTION={option[0]}", *option, "--", "/usr/bin/true"]
+    for _ in range(2):
+        assert "trio" in imported(kavach, *arguments)
+
+
+OPTIONS = ["run", "-b", "x", "--env", "A=secret", "--timeout", "5"]
+PARTS = {"launcher": ["agent", "/nowhere"], "plan": {}, "request": {"env": ["A=0", "PATH=/bin"]}, "backend": "x"}
 
 
 class Kept:
     """A kept plan in a directory of the test's own."""
 
     def __init__(self, base: Path, watched: Path) -> None:
-        self.options: Namespace = parse(["run", "-b", "x", "--", "true"])
         self.watched = watched
-        entry = {"launcher": ["agent", "/nowhere"], "plan": {}, "request": {}, "backend": "x", "score": "1"}
-        kept_plans.keep(self.options, str(base), entry, [str(watched)])
+        entry = {**PARTS, "score": "1", "summary": False}
+        kept_plans.keep([*OPTIONS, "--", "true"], str(base), entry, [str(watched)])
         (self.file,) = (base / "plans").iterdir()
 
-    def found(self, **changes: str) -> dict[str, Any] | None:
-        """Look for it with these options changed."""
-        return kept_plans.find(Namespace(**{**vars(self.options), **changes}))
+    def found(self, *options: str) -> dict[str, Any] | None:
+        """Look for it with these options, or those it was kept for."""
+        return kept_plans.find([*(options or OPTIONS), "--", "other", "command"])
 
 
 @pytest.fixture
@@ -92,9 +100,49 @@ def test_a_plan_is_found_again(kept: Kept) -> None:
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("change", [{"backend": "y"}, {"memory": "1G"}, {"policy": "strict"}, {"user": "0"}])
-def test_a_plan_is_for_its_options_alone(kept: Kept, change: dict[str, str]) -> None:
-    assert kept.found(**change) is None
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["run", "-b", "y", "--env", "A=secret", "--timeout", "5"],
+        ["run", "-b", "x", "--env", "A=secret", "--timeout", "6"],
+        ["run", "-b", "x", "--env", "B=secret", "--timeout", "5"],
+        ["run", "-b", "x", "--timeout", "5", "--env", "A=secret"],
+        [*OPTIONS, "--user", "0"],
+        ["run"],
+    ],
+)
+def test_a_plan_is_for_its_options_alone(kept: Kept, options: list[str]) -> None:
+    assert kept.found(*options) is None
+
+
+@pytest.mark.needs_root
+def test_values_of_variables_are_not_kept(kept: Kept) -> None:
+    """They may be secrets, so each run takes its own; the names are part of what a plan is for."""
+    assert "secret" not in kept.file.read_text()
+    for options in (["--env", "A=other=1"], ["--env=A=other=1"]):
+        found = kept.found("run", "-b", "x", *options, "--timeout", "5")
+        assert found is not None
+        assert found["request"]["env"] == ["A=other=1", "PATH=/bin"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("wrong", ["A", "=x", ""])
+def test_a_wrong_variable_goes_the_long_way(kept: Kept, wrong: str) -> None:
+    assert kept.found("run", "-b", "x", "--env", wrong, "--timeout", "5") is None
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize(
+    "argv", [[], ["run"], ["run", "--"], ["run", "--", ""], ["backends", "--", "x"], ["run", "true"]]
+)
+def test_command_lines_that_are_not_plain(argv: list[str]) -> None:
+    assert kept_plans.find(argv) is None
+
+
+@pytest.mark.needs_root
+def test_a_long_command_line_goes_the_long_way(kept: Kept) -> None:
+    assert kept_plans.find([*OPTIONS, "--", "true", "x" * 20_000]) is None
+    assert kept.found() is not None
 
 
 @pytest.mark.needs_root
@@ -111,8 +159,7 @@ def test_a_plan_is_void_when_something_is_installed(
     directory = tmp_path / "site-packages"
     directory.mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(directory)])
-    parts = dict.fromkeys(("launcher", "plan", "request", "backend", "score"), "x")
-    kept_plans.keep(kept.options, str(tmp_path), parts, [])
+    kept_plans.keep([*OPTIONS, "--", "true"], str(tmp_path), {**PARTS, "score": "1", "summary": False}, [])
     assert kept.found() is not None
     (directory / "new-1.0.dist-info").mkdir()
     assert kept.found() is None
@@ -160,7 +207,7 @@ def test_a_box_that_does_not_boot_goes_the_long_way(run_kavach: Runner, backend:
     for base in ("/run/kavach", "/dev/shm/kavach", "/var/lib/kavach"):
         for file in Path(base, "plans").glob("*.json"):
             kept = json.loads(file.read_text())
-            if "BOOT=1" in kept["request"]["env"]:
+            if kept["key"][-1] == [*arguments[:3], "--env", "BOOT"]:
                 kept["plan"]["run_command"] = ["/bin/false"]
                 file.write_text(json.dumps(kept))
     done = run_kavach(*arguments)

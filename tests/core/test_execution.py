@@ -693,6 +693,6 @@ def test_check_lets_success_pass() -> None:
 def test_an_errno_that_cannot_be_is_no_crash(stage: str) -> None:
     """The number is an agent's, and agents lie."""
     run = ended(start_failure=StartFailure(stage=stage, errno=2**32 - 1))
-    with pytest.raises(KavachError):  # noqa: PT012 - whichever of the two tells it
+    with pytest.raises(KavachError):
         refuse_missing_cwd(run)
         raise_unless_ok(result(run))

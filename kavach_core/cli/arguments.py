@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from kavach_core import __version__
 from kavach_core.exit_status import EXIT_FAILED
@@ -19,7 +20,7 @@ _WIDTH_ELSEWHERE = 100
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]  # exits all the same
-        self.print_usage()
+        self.print_usage(sys.stderr)
         self.exit(EXIT_FAILED, f"kavach: {message}\n")
 
 

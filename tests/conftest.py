@@ -33,7 +33,7 @@ REQUIRED = "KAVACH_REQUIRE_RUNTIMES"
 
 BASES = tuple(Path(parent) / "kavach" for parent in ("/run", "/dev/shm", "/var/lib"))
 CGROUPS = Path("/sys/fs/cgroup")
-LEAK_SECONDS = 10.0
+LEAK_SECONDS = 5.0
 POLL_SECONDS = 0.01
 
 wants = pytest.StashKey[Counter[str]]()
@@ -314,18 +314,19 @@ class Processes:
         self._ours = {os.getpid(), *self._ancestors(os.getpid())}
         self.other_users = {pid for pid in pids if self._is_other_user(pid)}
 
-    def traces(self) -> dict[Trace, str]:
-        """Return our descendants, and the processes of boxes and of runtimes that nobody else has."""
-        found: dict[Trace, str] = {}
-        for pid, command in self.command.items():
-            descends = os.getpid() in self._ancestors(pid)
-            if descends or (pid in self._of_box and not self.is_foreign(pid)):
-                text = command.replace(b"\0", b" ").decode(errors="replace")[:200]
-                found["process", str(pid)] = f"{self._state[pid]} {text}"
-        return found
+    def of_boxes(self) -> Iterator[int]:
+        """Return our descendants, and the processes of boxes and of runtimes, whoever has them."""
+        yield from (pid for pid in self.command if pid in self._of_box or os.getpid() in self._ancestors(pid))
+
+    def describe(self, pid: int) -> str:
+        """Say what a process is."""
+        text = self.command[pid].replace(b"\0", b" ").decode(errors="replace")
+        return f"{self._state[pid]} {text[:200]}"
 
     def is_foreign(self, pid: int) -> bool:
         """Say whether some other user of kavach started ``pid``; an orphan is nobody's, so it may be ours."""
+        if os.getpid() in self._ancestors(pid):
+            return False
         return any(self._state[a] not in "ZX" and a not in self._of_box for a in self._ancestors(pid) - self._ours)
 
     def holders(self, box_id: str) -> list[int]:
@@ -350,13 +351,22 @@ class Processes:
         return b"python" in program.rpartition(b"/")[2] and named and not related
 
 
-def traces() -> dict[Trace, str]:
-    """Look around; with each trace comes what a report should say of it."""
+def traces(*, others: bool) -> dict[Trace, str]:
+    """Look around; with each trace comes what a report should say of it.
+
+    Args:
+        others: take those too that are, as far as can be told, another user's.
+    """
     processes = Processes()
-    found = processes.traces()
-    found |= {("path", str(path)): "" for path in _paths() if not _is_others(path, processes)}
+    found: dict[Trace, str] = {}
+    for pid in processes.of_boxes():
+        if others or not processes.is_foreign(pid):
+            found["process", str(pid)] = processes.describe(pid)
+    for path in _paths():
+        if others or not _is_others(path, processes):
+            found["path", str(path)] = ""
     for line in _read("/proc/self/mountinfo").decode().splitlines():
-        if "kavach" in line and not processes.other_users:
+        if "kavach" in line and (others or not processes.other_users):
             found["mount", line] = ""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that listed them is closed by now
@@ -397,16 +407,16 @@ def nothing_left(request: pytest.FixtureRequest, host: Host) -> Iterator[None]:
     if not any(request.node.get_closest_marker(marker) for marker in RUNTIME_MARKERS):
         yield
         return
-    before = traces()
+    before = traces(others=True)
     yield
-    left = traces().keys() - before.keys()
+    left = traces(others=False).keys() - before.keys()
 
     def clean() -> bool:
-        left.intersection_update(traces())
+        left.intersection_update(traces(others=False))
         return not left
 
     if left and not host.until(clean, seconds=LEAK_SECONDS):
-        now = traces()
+        now = traces(others=True)
         lines = [f"{kind} {name} {now.get((kind, name), '')}" for kind, name in sorted(left)]
         pytest.fail("left behind:\n" + "\n".join(lines), pytrace=False)
 

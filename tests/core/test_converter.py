@@ -117,11 +117,7 @@ def test_every_bad_field_is_told_at_once() -> None:
         ({"timeout": "5"}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
-        pytest.param(
-            {"timeout": 10**400},
-            "timeout",
-            marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="a number too large for a float escapes"),
-        ),
+        ({"timeout": 10**400}, "timeout"),
         ({"backend": True}, "backend"),
         ({"backend": 1}, "backend"),
         ({"backend": None}, "backend"),
@@ -160,6 +156,10 @@ def test_values_of_another_type_are_not_coerced(data: dict[str, Any], path: str)
     assert set(problems_of(data)) == {path}
 
 
+def test_a_sandbox_has_one_root() -> None:
+    assert set(problems_of({"rootfs": "/usr", "image": "x"})) == {"image"}
+
+
 def test_a_whole_number_is_a_number() -> None:
     assert structure({"timeout": 5}, SandboxConfig).timeout == 5.0
 
@@ -168,10 +168,10 @@ def test_instances_pass_through() -> None:
     config = SandboxConfig(timeout=1)
     assert structure(config, SandboxConfig) is config
     policy = SandboxPolicy(name="mine")
-    data = {"policy": policy, "limits": Limits(pids=1), "user": NOBODY, "rootfs": Path("/")}
+    data = {"policy": policy, "limits": Limits(pids=1), "user": NOBODY, "rootfs": Path("/usr")}
     built = structure(data, SandboxConfig)
     assert built.policy is policy
-    assert (built.limits, built.user, built.rootfs) == (Limits(pids=1), NOBODY, Path("/"))
+    assert (built.limits, built.user, built.rootfs) == (Limits(pids=1), NOBODY, Path("/usr"))
 
 
 def test_the_input_is_not_kept() -> None:
@@ -250,19 +250,21 @@ names = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["
 keys = st.text(st.characters(blacklist_characters="\0=", blacklist_categories=["Cs"]), min_size=1, max_size=8)
 sizes = st.none() | st.integers(MIB, 1024**4).map(ByteSize)
 counts = st.none() | st.integers(1, 1_000_000)
-ids = st.integers(0, 65535)
+ids = st.integers(0, 64_511) | st.integers(65_521, 65_535)
 limits = st.builds(
     Limits, memory=sizes, tmp=sizes, pids=counts, open_files=counts, cpus=st.none() | st.floats(0.01, 4096)
 )
+roots = st.sampled_from([{}, {"rootfs": Path("/usr")}, {"rootfs": Path("/tmp")}]) | st.fixed_dictionaries(
+    {"image": names}
+)
 configs = st.builds(
-    SandboxConfig,
+    lambda root, **fields: SandboxConfig(**root, **fields),
+    root=roots,
     backend=names,
-    rootfs=st.sampled_from([None, Path("/"), Path("/usr")]),
-    image=st.none() | names,
     policy=st.sampled_from(list(PRESETS)) | st.builds(SandboxPolicy, name=names, limits=limits),
     env=st.dictionaries(keys, names),
     cwd=st.sampled_from([None, "/", "/work", "/a b"]),
-    user=st.builds(User, uid=ids, gid=ids, groups=st.lists(ids, max_size=3).map(tuple)),
+    user=st.none() | st.builds(User, uid=ids, gid=ids, groups=st.lists(ids, max_size=3).map(tuple)),
     limits=limits,
     timeout=st.none() | st.floats(0.001, 31_536_000),
     labels=st.dictionaries(names, names),
@@ -414,20 +416,17 @@ def test_the_size_of_a_file_is_bounded(tmp_path: Path) -> None:
     assert "larger than" in refused_file(Path("/dev/zero")).reason
 
 
-ESCAPES = pytest.mark.xfail(strict=True, raises=RecursionError, reason="a message that shows the value recurses")
-
-
 @pytest.mark.parametrize(
     "field",
     [
         "unknown",
-        pytest.param("backend", marks=ESCAPES),
+        "backend",
         "user",
         "env",
         "labels",
         "policy",
         "limits",
-        pytest.param("timeout", marks=ESCAPES),
+        "timeout",
     ],
 )
 def test_json_nested_to_any_depth_is_refused(tmp_path: Path, field: str) -> None:
@@ -446,7 +445,6 @@ def test_nested_values_of_a_table_are_refused(tmp_path: Path, field: str) -> Non
         refused_file(path)
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="a number too large for a float escapes")
 def test_a_huge_number_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(f'{{"timeout": 1{"0" * 400}}}')

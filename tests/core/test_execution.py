@@ -333,7 +333,6 @@ async def test_a_forwarder_that_fails_ends_the_command_with_its_error() -> None:
     assert process.closed
 
 
-@pytest.mark.xfail(strict=True, raises=ExceptionGroup, reason="with input, the caller's error comes in a group")
 @timeless
 async def test_a_forwarder_fails_alike_with_input() -> None:
     process = Process([out(b"bad"), NEVER], stdin=Stdin())
@@ -341,9 +340,6 @@ async def test_a_forwarder_fails_alike_with_input() -> None:
         await run_command(Session(process), command(input=b"x", on_stdout=fail_once))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the second failure, during the kill, leaves the channel open"
-)
 @timeless
 async def test_a_forwarder_that_fails_again_leaves_nothing_open() -> None:
     process = Process([out(b"bad"), NEVER], after_kill=[out(b"bad"), (0, KILLED), (0, None)])
@@ -430,7 +426,6 @@ async def test_input_that_fails_ends_the_command() -> None:
     assert process.closed
 
 
-@pytest.mark.xfail(strict=True, reason="an error of another sandbox in the input is swallowed, and the command waits")
 @timeless
 async def test_input_that_fails_with_an_error_of_another_sandbox_ends_the_command() -> None:
     """For example what another sandbox's command writes, when that sandbox ends."""
@@ -569,9 +564,6 @@ async def test_the_end_of_the_box_after_the_end_of_the_command_comes_bare() -> N
     assert process.closed
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="an agent that errs as it is asked to kill leaves the channel open"
-)
 @timeless
 async def test_a_protocol_error_during_the_kill_leaves_nothing_open() -> None:
     process = Process([NEVER], kill_fails=GuestProtocolError("liar"))
@@ -688,7 +680,6 @@ def test_check_lets_success_pass() -> None:
     raise_unless_ok(result(ended(exit=OK)))
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="the agent's errno goes to the C library unchecked")
 @pytest.mark.parametrize("stage", ["program", "cwd"])
 def test_an_errno_that_cannot_be_is_no_crash(stage: str) -> None:
     """The number is an agent's, and agents lie."""

@@ -231,7 +231,6 @@ def test_mypy_finds_a_caller_s_mistakes(tmp_path: Path, mypy_cache: Path) -> Non
     assert found == set(range(first, first + WRONG_LINES))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the module's __getattr__ hides it from type checkers")
 def test_mypy_finds_a_name_that_is_not_there(tmp_path: Path, mypy_cache: Path) -> None:
     pytest.importorskip("mypy")
     checked = run_mypy("import kavach_core\n\nkavach_core.Sandbocks\n", tmp_path, mypy_cache)

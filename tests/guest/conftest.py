@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a machine is says nothing about what is right.
+settings.register_profile("kavach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kavach")
 
 sys.path.insert(0, str(Path(__file__).parent))  # for guest_frames, which several modules here use
 

@@ -129,6 +129,10 @@ class Launch:
         except FileNotFoundError:
             return False
 
+    def is_repairable(self) -> bool:
+        """Say whether the runtime has to be called to remove what it left: never while anything of the box lives."""
+        return self.state_is_left() and not self.cgroup.pids()
+
     def remove(self) -> list[str]:
         """Remove what is ours, of a dead box. Return what is still there; may be called again until that is nothing."""
         left = self.cgroup.remove()

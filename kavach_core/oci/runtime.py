@@ -130,7 +130,7 @@ class OciBox:
 
     async def _remove(self) -> list[str]:
         """Remove all of it; the kernel may take a moment to let go of processes that have just died."""
-        if self._launch.state_is_left():
+        if self._launch.is_repairable():
             await self._repair()
         left = self._launch.remove()
         deadline = trio.current_time() + END_DEADLINE_SECONDS

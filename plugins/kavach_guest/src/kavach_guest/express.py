@@ -168,7 +168,7 @@ class Box:
         _wait(self._pidfd, _FORCE_SECONDS)
 
     def _remove(self, launch: Launch) -> list[str]:
-        if launch.state_is_left():
+        if launch.is_repairable():
             _repair(launch)
         deadline = time.monotonic() + _FORCE_SECONDS
         while (left := launch.remove()) and time.monotonic() < deadline:

@@ -215,6 +215,26 @@ async def test_input_after_the_end_of_the_box() -> None:
         await process.stdin.aclose()
 
 
+@pytest.mark.xfail(
+    strict=True, reason="what a cancelled sender leaves waits for the next sender, and there may be none"
+)
+async def test_the_end_of_input_arrives_though_its_sender_was_cancelled() -> None:
+    """The pipe was full for a moment; a command that waits for the end of its input must not wait for ever."""
+    async with running(WITH_STDIN) as (process, agent, _):
+        await fill(process._channel)
+        with trio.move_on_after(0.01):
+            await process.stdin.aclose()
+
+        async def answer() -> None:
+            await agent.hear_until(0x04)
+            await agent.say(exited(), eofs(), end())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with trio.fail_after(1):
+                await process.wait()
+
+
 # --- kill, signal, close -----------------------------------------------------------------------
 
 

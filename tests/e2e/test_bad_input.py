@@ -59,7 +59,6 @@ def test_command_line(run_kavach: Runner, options: list[str], words: list[str]) 
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(reason="the usage goes to standard output", strict=True)
 def test_unknown_option(run_kavach: Runner) -> None:
     done = run_kavach("run", "--no-such-option", "--", "echo", "started")
     assert done.returncode == 125

@@ -83,7 +83,7 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("network namespace", without_namespace("network"), "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' \\n'", "lo"),
     ("uts namespace's name", without_hostname, "hostname", "kavach"),
     ("masked paths", without_masks, "wc -c </proc/timer_list", "0"),
-    ("open files", without_rlimits, "ulimit -Hn; ulimit -n", "8192\n1024"),
+    ("open files", without_rlimits, "ulimit -Hn; ulimit -n", "1024\n1024"),
     ("size of tmp", with_large_tmp, "df -k /tmp | tail -1 | awk '{print $2}'", str(256 * 1024)),
     ("devices", with_device, "ls /dev/kmsg 2>/dev/null || echo none", "none"),
 ]

@@ -179,13 +179,16 @@ def test_signal_to_kavach_ends_the_command(  # noqa: PLR0913, PLR0917 - fixtures
     assert returned == status
 
 
-@pytest.mark.usefixtures("sweep", "way")
-def test_killed_kavach_takes_its_box_along(start_kavach: Callable[..., Running], backend: str, host: Host) -> None:
+@pytest.mark.usefixtures("way")
+def test_killed_kavach_takes_its_box_along(
+    start_kavach: Callable[..., Running], backend: str, host: Host, sweep: set[str]
+) -> None:
     """It had no chance to end anything: the agent does, when its input ends."""
     marker = host.marker()
     running = start_kavach("run", "-b", backend, "--", "sh", "-c", TREES["other sessions"], marker)
     assert running.wait_for_line() == b"up\n"
     [box_id] = host.boxes_of(running.pid)
+    sweep.add(box_id)
     assert host.members(box_id)
     assert backend == "gvisor" or host.workload(marker)
     running.end(signal.SIGKILL)
@@ -193,13 +196,13 @@ def test_killed_kavach_takes_its_box_along(start_kavach: Callable[..., Running],
 
 
 @pytest.mark.xfail(reason="nothing sweeps yet what a killed caller leaves: cgroup, bundle, instance", strict=True)
-@pytest.mark.usefixtures("sweep")
 def test_what_a_killed_kavach_leaves_goes_with_the_next_run(
-    start_kavach: Callable[..., Running], run_kavach: Runner, backend: str, host: Host
+    start_kavach: Callable[..., Running], run_kavach: Runner, backend: str, host: Host, sweep: set[str]
 ) -> None:
     running = start_kavach("run", "-b", backend, "--", "sh", "-c", "echo up; sleep 1000")
     running.wait_for_line()
     [box_id] = host.boxes_of(running.pid)
+    sweep.add(box_id)
     running.end(signal.SIGKILL)
     assert host.until(lambda: not host.members(box_id), seconds=2)
     assert run_kavach("run", "-b", backend, "--", "true").returncode == 0

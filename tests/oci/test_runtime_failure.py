@@ -88,7 +88,7 @@ async def test_what_it_says_is_made_safe(tmp_path: Path) -> None:
 )
 async def test_what_it_says_is_kept_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The end of it, which has the reason; and a runtime that talks much comes to its end."""
-    monkeypatch.setattr(oci_boot, "BOOT_DEADLINE_SECONDS", 5.0)
+    monkeypatch.setattr(oci_boot, "BOOT_DEADLINE_SECONDS", 2.0)
     script = "head -c 5000000 /dev/zero | tr '\\0' x >&2; echo the reason >&2; exit 1"
     with pytest.raises(kavach_api.CreateError) as caught:
         await boot(program(tmp_path, script))

@@ -8,7 +8,9 @@ imported; and what a plugin does while it is imported, ``sys.exit`` included, be
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -116,9 +118,20 @@ def _status(name: str, plugins: list[Plugin]) -> PluginStatus:
 
 
 def _entry_points(group: str) -> list[EntryPoint]:
+    """Read the entry points of a group from each installed distribution; of two copies of one, the first on
+    the path counts.
+
+    A distribution whose metadata cannot be parsed offers nothing, and does not keep the others from it.
+    """
     import importlib.metadata  # noqa: PLC0415 - brings the email package with it, and is not needed to use kavach's types
 
-    return list(importlib.metadata.entry_points(group=group))
+    found: dict[str, list[EntryPoint]] = {}
+    for distribution in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", str(distribution.metadata["Name"])).lower()
+        if name not in found:
+            with contextlib.suppress(TypeError, ValueError):  # what importlib.metadata raises for lines it cannot take
+                found[name] = list(distribution.entry_points.select(group=group))
+    return [point for points in found.values() for point in points]
 
 
 def _describe(group: str, point: EntryPoint) -> Plugin:
@@ -133,7 +146,10 @@ def _describe(group: str, point: EntryPoint) -> Plugin:
 
 def _load(plugin: Plugin) -> type[Any]:
     cls = _import(plugin)
-    problem = _contract_problem(cls, plugin.group)
+    try:
+        problem = _contract_problem(cls, plugin.group)
+    except Exception as error:  # noqa: BLE001 - looking at a class can run its metaclass, which can raise anything
+        problem = f"cannot be examined: {_one_line(error)}", f"reinstall or remove {plugin.distribution}"
     if problem:
         text, hint = problem
         raise IncompatiblePlugin(
@@ -174,10 +190,11 @@ def _contract_problem(cls: object, group: str) -> tuple[str, str] | None:
     """Return what keeps ``cls`` from being used as a plugin of ``group``, and the remedy."""
     if not inspect.isclass(cls):
         return "does not name a class", "point the entry point at the class itself"
-    version = _as_version(getattr(cls, "api_version", None))
+    declared = getattr(cls, "api_version", None)
+    version = _as_version(declared)
     if version is None:
         return (
-            f"declares no usable api_version ({version!r})",
+            f"declares no usable api_version ({declared!r})",
             "set api_version = (1, 0) on the class",
         )
     if version[0] != API_VERSION[0] or version[1] > API_VERSION[1]:
@@ -188,6 +205,9 @@ def _contract_problem(cls: object, group: str) -> tuple[str, str] | None:
     missing = [member for member in _members(_PROTOCOLS[group]) if not hasattr(cls, member)]
     if missing:
         return f"lacks {', '.join(missing)}", "see the reference of kavach_core.abc"
+    score = getattr(cls, "base_score", None)
+    if group == BACKENDS and type(score) is not int:
+        return f"has {score!r} for base_score", "set it to a whole number, 0 to 100"
     return None
 
 

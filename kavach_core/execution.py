@@ -24,7 +24,7 @@ from kavach_core.exit_status import EXIT_TIMEOUT, status_of_end, status_of_faile
 from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, Output, StartFailure, Stream
 
 DRAIN_GRACE_SECONDS: Final = 0.25
-"""How long output is awaited after the command's end while none comes: a process left behind may hold the stream."""
+"""How long output is awaited after the command's end, in all: a process left behind may hold the stream."""
 
 # What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is
 # not its own.
@@ -169,12 +169,14 @@ async def _drain(run: Run, process: GuestProcess) -> None:
     while run.exit is None and (event := await process.next_event()) is not None:
         await _note(run, event)
     ceiling = run.total + _LATE_OUTPUT_BYTES
-    while run.total <= ceiling:
-        event = None
-        with trio.move_on_after(DRAIN_GRACE_SECONDS):
+    patience = DRAIN_GRACE_SECONDS
+    while run.total <= ceiling and patience > 0:
+        asked, event = trio.current_time(), None
+        with trio.move_on_after(patience):
             event = await process.next_event()
         if event is None:
             return
+        patience -= trio.current_time() - asked
         await _note(run, event)
 
 

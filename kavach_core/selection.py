@@ -10,16 +10,16 @@ from attrs import frozen
 from kavach_core.abc import Backend
 from kavach_core.discovery import BACKENDS, PluginStatus, load_all, load_plugin
 from kavach_core.errors import NoBackendAvailable
-from kavach_core.types import ProbeReport
+from kavach_core.types import ProbeReport, Reason
 
 AUTO = "auto"
 
 
 @frozen(kw_only=True)
 class Candidate:
-    """A backend and what it found out about itself."""
+    """A backend and what it found out about itself; no backend when it failed to."""
 
-    backend: Backend
+    backend: Backend | None
     report: ProbeReport
 
 
@@ -35,7 +35,7 @@ async def choose_backend(name: str) -> Backend:
     refused = []
     for status in by_strength(load_all(BACKENDS)):
         candidate = await probe(status)
-        if candidate is not None and candidate.report.usable:
+        if candidate is not None and candidate.backend is not None and candidate.report.usable:
             return candidate.backend
         refused.append(_why_not(status, candidate))
     hint = "kavach doctor says how to mend it" if refused else "pip install kavach-gvisor or kavach-oci"
@@ -62,8 +62,19 @@ async def probe(status: PluginStatus) -> Candidate | None:
     """Let a backend look at this host; None when its plugin cannot be used."""
     if status.cls is None:
         return None
-    backend = cast("Backend", status.cls())
-    return Candidate(backend=backend, report=await backend.probe())
+    try:
+        backend = cast("Backend", status.cls())
+        report = _checked(await backend.probe())
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's own code, and one of them must not hide the others
+        reason = Reason(text=f"its probe failed: {type(error).__name__}: {error}", remedy="tell who wrote the plugin")
+        return Candidate(backend=None, report=ProbeReport(usable=False, reasons=(reason,)))
+    return Candidate(backend=backend, report=report)
+
+
+def _checked(report: object) -> ProbeReport:
+    if isinstance(report, ProbeReport):
+        return report
+    raise TypeError(f"probe gave {type(report).__name__}, not a ProbeReport")
 
 
 def _why_not(status: PluginStatus, candidate: Candidate | None) -> str:

@@ -29,7 +29,7 @@ from kavach_core.sandbox import Sandbox, open_sandbox
 from kavach_core.types import ExecResult
 
 _CHUNK_BYTES: Final = 65_536
-_ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_command_line(options: argparse.Namespace, argv: list[str]) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections import deque
 from typing import Final
 
 import trio
 
+_PIPE_BYTES: Final = 65_536
 _KEPT_STDERR_BYTES: Final = 8192
 
 
@@ -36,23 +36,30 @@ class HostProcess:
             OSError: when it cannot be started.
         """
         channel = subprocess.PIPE if pipes else subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            argv,
-            bufsize=0,
-            stdin=channel,
-            stdout=channel,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            env={},
-            umask=0o022,
-            start_new_session=True,
-        )
+        # Its errors are read while it starts and after it has ended. In between they must not stop it: what does not
+        # fit the pipe is lost.
+        self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                bufsize=0,
+                stdin=channel,
+                stdout=channel,
+                stderr=stderr,
+                cwd="/",
+                env={},
+                umask=0o022,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(self._stderr_fd)
+            raise
+        finally:
+            os.close(stderr)
+        self._stderr = b""
         self._pidfd = os.pidfd_open(self._process.pid)
         self.stdin_fd = _detach(self._process.stdin)
         self.stdout_fd = _detach(self._process.stdout)
-        self._stderr_fd = _detach(self._process.stderr)
-        os.set_blocking(self._stderr_fd, False)
-        self._stderr: deque[bytes] = deque()
 
     @property
     def pid(self) -> int:
@@ -78,19 +85,26 @@ class HostProcess:
         if self._process.returncode is None:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    async def drain_stderr(self) -> None:
+        """Keep the last of what it writes to standard error, until cancelled or it has closed it."""
+        while True:
+            await trio.lowlevel.wait_readable(self._stderr_fd)
+            if not self._read_stderr():
+                return
+
+    def _read_stderr(self) -> bool:
+        """Take what is in the pipe; False at its end."""
+        try:
+            data = os.read(self._stderr_fd, _PIPE_BYTES)
+        except BlockingIOError:
+            return True
+        self._stderr = (self._stderr + data)[-_KEPT_STDERR_BYTES:]
+        return bool(data)
+
     def stderr_tail(self) -> str:
         """Return the last of what it has written to standard error, made safe to show."""
-        while self._stderr_fd >= 0:
-            try:
-                data = os.read(self._stderr_fd, 65_536)
-            except BlockingIOError:
-                break
-            if not data:
-                break
-            self._stderr.append(data[-_KEPT_STDERR_BYTES:])
-            while len(self._stderr) > 1 and sum(map(len, self._stderr)) > _KEPT_STDERR_BYTES:
-                self._stderr.popleft()
-        return printable(b"".join(self._stderr)[-_KEPT_STDERR_BYTES:])
+        self._read_stderr()
+        return printable(self._stderr)
 
     def close(self) -> None:
         """Close what is left of its descriptors. The process must have been waited for."""

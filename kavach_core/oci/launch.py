@@ -133,6 +133,12 @@ class Launch:
         """Say whether the runtime has to be called to remove what it left: never while anything of the box lives."""
         return self.state_is_left() and not self.cgroup.pids()
 
+    def clear_state(self) -> None:
+        """Remove what the runtime itself has failed to: locks and sockets of a box that died while it started."""
+        for name in os.listdir(self._state):
+            if self.box_id in name and not _unlink(f"{self._state}/{name}"):
+                _remove_directory(f"{self._state}/{name}")
+
     def remove(self) -> list[str]:
         """Remove what is ours, of a dead box. Return what is still there; may be called again until that is nothing."""
         left = self.cgroup.remove()
@@ -143,6 +149,14 @@ class Launch:
         if not left:
             self._ids.release()
         return left
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def _remove_directory(path: str) -> bool:

@@ -111,6 +111,11 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def _from_directory(path: Path, *, compose: bool) -> RootLayout:
+    for directory in (path, *path.parents):
+        # The box's ids are nobody's on the host, so what they may enter is what others may.
+        if not directory.stat().st_mode & stat.S_IXOTH:
+            hint = f"chmod o+x {directory}, or move it"
+            raise ConfigError([FieldProblem("rootfs", f"{str(directory)!r} is closed to other users", hint)])
     for name in ("dev", "proc", "sys", "tmp", "etc"):
         # A runtime that mounts onto a link can be led out of the root: CVE-2021-30465, CVE-2026-41579, CVE-2026-47766.
         if (path / name).is_symlink():

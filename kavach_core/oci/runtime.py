@@ -35,6 +35,7 @@ class OciRuntime:
             bundle.
         cgroup_namespace: it can give a box a cgroup namespace.
         needs_mount_points: it makes mount points below /dev in the root itself, where it may not write.
+        chooses_errno: its seccomp filter refuses a call with the error that the spec names.
     """
 
     name: str
@@ -42,6 +43,7 @@ class OciRuntime:
     global_arguments: tuple[str, ...] = ()
     cgroup_namespace: bool = True
     needs_mount_points: bool = False
+    chooses_errno: bool = True
 
     @property
     def run_command(self) -> list[str]:
@@ -84,6 +86,11 @@ class OciBox:
         """Return what the box has used so far, or had used in all when it has ended."""
         await trio.lowlevel.checkpoint()
         return self._last_usage or read_usage(self._layout, self._launch.cgroup.name)
+
+    def kill(self) -> None:
+        """Kill the box at once, for somebody who cannot wait; ``end`` has to follow."""
+        if not self._ending:
+            self._launch.kill()
 
     async def end(self) -> None:
         """Kill the box, let the runtime clean up, verify, and remove what is ours.
@@ -132,6 +139,8 @@ class OciBox:
         """Remove all of it; the kernel may take a moment to let go of processes that have just died."""
         if self._launch.is_repairable():
             await self._repair()
+        if self._launch.is_repairable():
+            self._launch.clear_state()
         left = self._launch.remove()
         deadline = trio.current_time() + END_DEADLINE_SECONDS
         while left and trio.current_time() < deadline:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from kavach_core.oci.rootfs import AGENT_PATH, Bind, RootLayout
+from kavach_core.oci.seccomp import no_namespaces
 from kavach_core.policy import Limits
 
 # The agent switches users and kills; SETPCAP lets it empty the bounding set, then it drops that as well.
@@ -59,6 +60,7 @@ class SpecInputs:
         limits: bounds of the policy; memory, CPU and the host's tasks are set on our cgroup, not here.
         hostname: its own name.
         cgroup_namespace: give the box a cgroup namespace; not every runtime has one.
+        chooses_errno: see ``seccomp.no_namespaces``.
     """
 
     root: RootLayout
@@ -66,6 +68,7 @@ class SpecInputs:
     limits: Limits
     hostname: str
     cgroup_namespace: bool
+    chooses_errno: bool
 
 
 def build_spec(inputs: SpecInputs) -> dict[str, Any]:
@@ -151,7 +154,9 @@ def _bind(bind: Bind) -> dict[str, Any]:
 
 def _linux(inputs: SpecInputs) -> dict[str, Any]:
     namespaces = [*_NAMESPACES, *(["cgroup"] if inputs.cgroup_namespace else [])]
+    seccomp = no_namespaces(chooses_errno=inputs.chooses_errno)
     return {
+        **({} if seccomp is None else {"seccomp": seccomp}),
         "namespaces": [{"type": name} for name in namespaces],
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "rootfsPropagation": "private",

@@ -213,7 +213,7 @@ async def test_output_of_both_streams_is_kept_apart_and_in_order() -> None:
 
 @timeless
 async def test_output_between_the_end_and_the_end_of_the_streams_is_kept() -> None:
-    process = Process([(0, OK), out(b"late", at=0.1), err(b"later", at=0.3), (0.4, None)])
+    process = Process([(0, OK), out(b"late", at=0.1), err(b"later", at=0.2), (0.24, None)])
     run = await run_command(Session(process), command())
     assert (run.stdout.data, run.stderr.data) == (b"late", b"later")
 
@@ -260,10 +260,21 @@ async def test_a_background_holder_of_the_streams_is_not_waited_for() -> None:
 
 
 @timeless
-async def test_a_background_holder_that_trickles_does_not_hold_for_ever() -> None:
-    """Every piece restarts the grace, but a command cannot have left more than a pipe and a half."""
-    pieces = [out(bytes(64 * KIB), at=0.2 * number) for number in range(1, 1000)]
+async def test_a_background_holder_that_trickles_does_not_hold() -> None:
+    """What it says does not begin the grace anew."""
+    pieces = [out(b"word", at=0.1 * number) for number in range(1, 1000)]
     process = Process([out(b"x"), (0, OK), *pieces, NEVER])
+    started = trio.current_time()
+    run = await run_command(Session(process), command())
+    assert trio.current_time() - started == pytest.approx(0.25)
+    assert run.stdout.data == b"xwordword"
+    assert process.closed
+
+
+@timeless
+async def test_a_background_holder_that_floods_does_not_hold_for_ever() -> None:
+    """A command cannot have left more than a pipe and a half."""
+    process = Process([out(b"x"), (0, OK), *[out(bytes(64 * KIB), at=0.001)] * 1000, NEVER])
     run = await run_command(Session(process), command())
     assert KIB * KIB < run.stdout.total <= KIB * KIB + 1 + 64 * KIB
     assert process.closed
@@ -272,9 +283,9 @@ async def test_a_background_holder_that_trickles_does_not_hold_for_ever() -> Non
 @timeless
 async def test_the_late_output_of_a_real_command_is_never_cut() -> None:
     """A pipe holds 64 KiB and the credit 256 KiB for each stream: all of that may come after the end."""
-    pieces = [out(bytes(64 * KIB), at=0.1 * number) for number in range(1, 6)]
-    more = [err(bytes(64 * KIB), at=0.1 * number) for number in range(6, 11)]
-    process = Process([out(bytes(9 * KIB * KIB)), (0, OK), *pieces, *more, (2, None)])
+    pieces = [out(bytes(64 * KIB), at=0.02 * number) for number in range(1, 6)]
+    more = [err(bytes(64 * KIB), at=0.02 * number) for number in range(6, 11)]
+    process = Process([out(bytes(9 * KIB * KIB)), (0, OK), *pieces, *more, (0.24, None)])
     run = await run_command(Session(process), command())
     assert run.stdout.total == 9 * KIB * KIB + 5 * 64 * KIB
     assert run.stderr.total == 5 * 64 * KIB

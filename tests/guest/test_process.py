@@ -98,7 +98,7 @@ async def test_credit_is_granted_as_output_is_read() -> None:
                 frame = await agent.hear()
                 assert (frame.type, frame.stream, frame.channel) == (0x05, 1, 1)
                 granted += struct.unpack("<I", frame.payload)[0]
-        assert granted == 256 * KIB
+        assert granted == 128 * KIB  # in halves of the window, and the last is due only when more is asked for
 
 
 async def test_output_of_any_length_passes_with_credit() -> None:
@@ -142,7 +142,6 @@ async def test_output_that_nobody_reads_is_bounded() -> None:
             await process._channel.wait_for(lambda: False)
 
 
-@pytest.mark.xfail(strict=True, reason="a piece that was taken is lost when its credit cannot be granted at once")
 async def test_a_cancelled_read_loses_no_output() -> None:
     """A hole in the output that nothing tells of: the agent does not read for a moment, and the reader is cancelled."""
     async with running() as (process, agent, _):
@@ -215,9 +214,6 @@ async def test_input_after_the_end_of_the_box() -> None:
         await process.stdin.aclose()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what a cancelled sender leaves waits for the next sender, and there may be none"
-)
 async def test_the_end_of_input_arrives_though_its_sender_was_cancelled() -> None:
     """The pipe was full for a moment; a command that waits for the end of its input must not wait for ever."""
     async with running(WITH_STDIN) as (process, agent, _):
@@ -361,7 +357,6 @@ async def test_close_of_a_box_that_has_gone_is_no_error() -> None:
             await process.wait()
 
 
-@pytest.mark.xfail(strict=True, reason="closing does not wake who reads the command's output")
 async def test_close_wakes_who_reads() -> None:
     """The command runs on, so the agent has nothing to say that would wake the reader."""
     async with running() as (process, _, _):

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
-from kavach_core.errors import GuestProtocolError, SandboxGone
+from kavach_core.errors import GuestProtocolError, SandboxError, SandboxGone
 from kavach_guest import protocol
 from kavach_guest.command import Command, apply
 
@@ -39,14 +39,18 @@ class GuestChannel:
         receive_fd: the pipe from the agent; owned by this object from now on, as the next one.
         send_fd: the pipe to the agent.
         sandbox_id: for errors.
+        on_violation: called when the agent has broken the protocol: ends the box at once.
     """
 
-    def __init__(self, *, receive_fd: int, send_fd: int, sandbox_id: str) -> None:
+    def __init__(
+        self, *, receive_fd: int, send_fd: int, sandbox_id: str, on_violation: Callable[[], None] | None = None
+    ) -> None:
         os.set_blocking(receive_fd, False)
         os.set_blocking(send_fd, False)
         self._receive_fd = receive_fd
         self._send_fd = send_fd
         self._sandbox_id = sandbox_id
+        self._on_violation = on_violation
         self._parser = protocol.FrameParser()
         self._outgoing: deque[memoryview] = deque()
         self._flush_lock = trio.Lock()
@@ -54,6 +58,7 @@ class GuestChannel:
         self._last_number = 0
         self._waiters: dict[_Waiter, None] = {}
         self._led = False
+        self._reading = trio.CancelScope()
         self._greeted = False
         self._closed = False
         self._failure: GuestProtocolError | None = None
@@ -103,7 +108,7 @@ class GuestChannel:
             return
         async with self._flush_lock:
             while not self._write_all():
-                await trio.lowlevel.wait_writable(self._send_fd)
+                await self._wait(trio.lowlevel.wait_writable, self._send_fd)
 
     def _write_all(self) -> bool:
         """Write as much as the pipe takes; False when something is left."""
@@ -145,7 +150,9 @@ class GuestChannel:
         self._led = True
         try:
             while not (self._closed or ready()):
-                await self._receive()
+                with trio.CancelScope() as self._reading:  # cancelled by wake: what is waited for may have changed
+                    while not (self._closed or ready()):
+                        await self._receive()
         finally:
             self._led = False
             self._pass_the_lead()
@@ -168,7 +175,11 @@ class GuestChannel:
                 return
 
     async def _receive(self) -> None:
-        await trio.lowlevel.wait_readable(self._receive_fd)
+        if self._outgoing and not self._flush_lock.locked() and not self._write_all():
+            await self._wait_while_flushing()
+        else:
+            await self._wait(trio.lowlevel.wait_readable, self._receive_fd)
+        self._raise_if_closed()
         try:
             data = os.read(self._receive_fd, _READ_BYTES)
         except BlockingIOError:
@@ -186,6 +197,8 @@ class GuestChannel:
                 stage="channel",
             )
             self._end()
+            if self._on_violation is not None:
+                self._on_violation()
         for waiter in self._waiters:
             if waiter.ready():
                 waiter.event.set()
@@ -213,8 +226,46 @@ class GuestChannel:
             raise protocol.ProtocolViolation(f"it speaks version {hello.major}, not {protocol.MAJOR}")
         self._greeted = True
 
+    async def _wait(self, wait: Callable[[int], Awaitable[None]], descriptor: int) -> None:
+        """Wait for a pipe.
+
+        Raises:
+            SandboxGone: when the channel is closed meanwhile, by us or for what the agent has done.
+        """
+        try:
+            await wait(descriptor)
+        except trio.ClosedResourceError:
+            self._raise_if_closed()
+            raise
+
+    async def _wait_while_flushing(self) -> None:
+        """Wait for something to read, and write meanwhile what a sender that was cancelled has left in the queue."""
+
+        async def flush() -> None:
+            with ignore_gone():  # who waits to read learns it, too
+                await self.flush()
+
+        failure: SandboxError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            try:
+                await self._wait(trio.lowlevel.wait_readable, self._receive_fd)
+            except SandboxError as error:
+                failure = error  # raised below: the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
     def _end(self) -> None:
-        self._closed = True
+        """Let everybody know that nothing will come any more, and nothing goes."""
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._send_fd)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody who waits look again at what they wait for."""
+        self._reading.cancel()
         for waiter in self._waiters:
             waiter.event.set()
 
@@ -228,12 +279,12 @@ class GuestChannel:
         """Close both pipes: the agent ends the box, and waiters get SandboxGone. May be called again."""
         if self._receive_fd < 0:
             return
+        self._end()
         for fd in (self._send_fd, self._receive_fd):
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
         self._send_fd = self._receive_fd = -1
         self._outgoing.clear()
-        self._end()
 
 
 def _printable(payload: bytes) -> str:

@@ -27,9 +27,17 @@ class Inbound:
         self._credit -= len(data)
         self.chunks.append(data)
 
-    def taken(self, size: int) -> int:
-        """Note that the reader took ``size`` bytes; return the credit to grant now, in few large grants."""
-        self._owed += size
+    def take(self, max_bytes: int | None = None) -> bytes:
+        """Take the first piece, or so much of it. There has to be one."""
+        chunk = self.chunks.popleft()
+        if max_bytes is not None and len(chunk) > max_bytes:
+            self.chunks.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        self._owed += len(chunk)
+        return chunk
+
+    def due(self) -> int:
+        """Return the credit to grant now for what was taken, in few large grants, and count it as granted."""
         if self.ended or self._owed < protocol.INITIAL_CREDIT // 2:
             return 0
         grant, self._owed = self._owed, 0

@@ -64,6 +64,7 @@ class Conversation:
         self._input_open = True
         self._writing = False
         self._late = 0
+        self._patience = _DRAIN_GRACE_SECONDS
 
     def greet(self) -> bool:
         """Exchange HELLO; False when the agent does not, as it should, or not in time."""
@@ -119,9 +120,12 @@ class Conversation:
             remaining = self._deadline - time.monotonic()
             if remaining <= 0:
                 raise _DeadlineReached
-            ready = self._wait(min(remaining, _DRAIN_GRACE_SECONDS) if ending else min(remaining, _NAP_SECONDS))
-            if ending and (not ready or self._late > _LATE_OUTPUT_BYTES):
-                return
+            asked = time.monotonic()
+            ready = self._wait(min(remaining, self._patience if ending else _NAP_SECONDS))
+            if ending:
+                self._patience -= time.monotonic() - asked
+                if not ready or self._patience <= 0 or self._late > _LATE_OUTPUT_BYTES:
+                    return
             if self._box.receive_fd in ready:
                 self._take()
             if 0 in ready:
@@ -151,11 +155,11 @@ class Conversation:
     def _pass_on(self) -> None:
         for number, output in self._command.outputs.items():
             while output.chunks:
-                chunk = output.chunks.popleft()
+                chunk = output.take()
                 self._write_all(number, chunk)
                 if self._command.exit is not None:
                     self._late += len(chunk)
-                grant = output.taken(len(chunk))
+                grant = output.due()
                 if grant:
                     self._tell(protocol.encode_credit(self._command.number, number, grant))
 

@@ -170,6 +170,8 @@ class Box:
     def _remove(self, launch: Launch) -> list[str]:
         if launch.is_repairable():
             _repair(launch)
+        if launch.is_repairable():
+            launch.clear_state()
         deadline = time.monotonic() + _FORCE_SECONDS
         while (left := launch.remove()) and time.monotonic() < deadline:
             launch.cgroup.kill()

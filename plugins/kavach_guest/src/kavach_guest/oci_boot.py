@@ -16,6 +16,7 @@ from kavach_core.errors import (
     CreateError,
     FieldProblem,
     GuestProtocolError,
+    SandboxError,
     SandboxGone,
     UnsupportedPolicy,
 )
@@ -67,11 +68,16 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         )
     plan = plan_box(runtime, spec, tasks_per_process=tasks_per_process)
     box = _launch(plan, spec)
-    channel = GuestChannel(receive_fd=box.process.stdout_fd, send_fd=box.process.stdin_fd, sandbox_id=spec.sandbox_id)
+    channel = GuestChannel(
+        receive_fd=box.process.stdout_fd,
+        send_fd=box.process.stdin_fd,
+        sandbox_id=spec.sandbox_id,
+        on_violation=box.kill,
+    )
     session = AgentSession(channel, box)
     try:
         with trio.fail_after(BOOT_DEADLINE_SECONDS):
-            await channel.open()
+            await _greet(channel, box)
     except (SandboxGone, GuestProtocolError, trio.TooSlowError) as error:
         await session.aclose()
         raise _failed(plan, spec, box.last_words.strip() or str(error)) from error
@@ -79,6 +85,20 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         await session.aclose()
         raise
     return session
+
+
+async def _greet(channel: GuestChannel, box: OciBox) -> None:
+    """Exchange greetings with the agent, and hear meanwhile what the runtime complains about."""
+    failure: SandboxError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.process.drain_stderr)
+        try:
+            await channel.open()
+        except SandboxError as error:
+            failure = error  # raised below: the nursery would wrap it in a group
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> BoxPlan:
@@ -99,6 +119,7 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
         limits=limits,
         hostname=spec.hostname,
         cgroup_namespace=runtime.cgroup_namespace,
+        chooses_errno=runtime.chooses_errno,
     )
     cgroup = plan_cgroup(cgroup_layout(), limits, host_tasks=_host_tasks(limits, tasks_per_process))
     return BoxPlan(

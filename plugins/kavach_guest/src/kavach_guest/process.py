@@ -28,34 +28,37 @@ class OutputStream(trio.abc.ReceiveStream):
         self._stream = command.outputs[stream]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the next bytes, b"" at the end.
+        """Return the next bytes, at least one, or b"" at the end.
+
+        Cancellation: nothing is lost.
 
         Raises:
+            ValueError: when ``max_bytes`` is less than 1.
             SandboxGone: when the box ended before the stream did.
         """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
         stream = self._stream
+        await self.grant()
         await self._channel.wait_for(lambda: bool(stream.chunks) or stream.ended or self._command.closing)
-        if not stream.chunks:
-            return b""
-        chunk = self._take(max_bytes)
-        grant = stream.taken(len(chunk))
-        if grant and not self._command.ended:
-            self._channel.queue(protocol.encode_credit(self._command.number, self._number, grant))
-            with ignore_gone():  # what has been read is worth more than the news that no more will come
+        return stream.take(max_bytes) if stream.chunks else b""
+
+    async def grant(self) -> None:
+        """Grant the credit that is due for what was taken; done before more is taken, so a cancel loses nothing."""
+        amount = self._stream.due()
+        if amount and not self._command.ended:
+            self._channel.queue(protocol.encode_credit(self._command.number, self._number, amount))
+            with ignore_gone():  # what has come can still be read, and then it is told that no more will
                 await self._channel.flush()
-        return chunk
+
+    def take(self) -> bytes:
+        """Take what ``has_data`` has announced."""
+        return self._stream.take()
 
     @property
     def has_data(self) -> bool:
         """True when ``receive_some`` would not wait."""
         return bool(self._stream.chunks)
-
-    def _take(self, max_bytes: int | None) -> bytes:
-        chunk = self._stream.chunks.popleft()
-        if max_bytes is not None and len(chunk) > max_bytes:
-            self._stream.chunks.appendleft(chunk[max_bytes:])
-            chunk = chunk[:max_bytes]
-        return chunk
 
     async def aclose(self) -> None:
         """Do nothing: the streams of a command end together, by ``AgentProcess.aclose``."""
@@ -131,6 +134,8 @@ class AgentProcess:
 
     async def next_event(self) -> Output | GuestExit | None:
         """Return the next piece of output or the end of the first process; None after both streams and it."""
+        for output in self._outputs.values():
+            await output.grant()
         await self._channel.wait_for(self._has_event)
         command = self._command
         if command.exit is not None and not self._exit_told:
@@ -138,7 +143,7 @@ class AgentProcess:
             return _guest_exit(command.exit)
         for stream, output in self._outputs.items():
             if output.has_data:
-                return Output(stream, await output.receive_some())
+                return Output(stream, output.take())
         return None
 
     def _has_event(self) -> bool:
@@ -183,6 +188,7 @@ class AgentProcess:
         command.closing = True
         for output in command.outputs.values():
             output.chunks.clear()
+        self._channel.wake()
         with ignore_gone(), trio.move_on_after(_HOUSEKEEPING_SECONDS, shield=True):
             await self._channel.send(protocol.encode(protocol.CLOSE, command.number))
 

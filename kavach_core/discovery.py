@@ -118,10 +118,10 @@ def _status(name: str, plugins: list[Plugin]) -> PluginStatus:
 
 
 def _entry_points(group: str) -> list[EntryPoint]:
-    """Read the entry points of a group from each installed distribution; of two copies of one, the first on
-    the path counts.
+    """Read the entry points of a group from each installed distribution.
 
-    A distribution whose metadata cannot be parsed offers nothing, and does not keep the others from it.
+    Of two copies of one distribution, the first on the path counts. A distribution whose metadata cannot be parsed
+    offers nothing, and does not keep the others from it.
     """
     import importlib.metadata  # noqa: PLC0415 - brings the email package with it, and is not needed to use kavach's types
 

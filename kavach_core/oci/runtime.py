@@ -137,17 +137,17 @@ class OciBox:
 
     async def _remove(self) -> list[str]:
         """Remove all of it; the kernel may take a moment to let go of processes that have just died."""
-        if self._launch.is_repairable():
-            await self._repair()
-        if self._launch.is_repairable():
-            self._launch.clear_state()
-        left = self._launch.remove()
         deadline = trio.current_time() + END_DEADLINE_SECONDS
-        while left and trio.current_time() < deadline:
+        repaired = False
+        while True:
+            if self._launch.is_repairable() and not repaired:
+                await self._repair()
+                repaired = True
+            left = self._launch.remove()
+            if not left or trio.current_time() >= deadline:
+                return left
             self._launch.cgroup.kill()
             await trio.sleep(_POLL_SECONDS)
-            left = self._launch.remove()
-        return left
 
     async def _repair(self) -> None:
         """Remove the state of a runtime that could not do so itself; the box is dead by now."""
@@ -158,3 +158,5 @@ class OciBox:
         with trio.move_on_after(_REPAIR_SECONDS):
             await process.wait()
         process.close()
+        if self._launch.is_repairable():
+            self._launch.clear_state()

@@ -99,28 +99,18 @@ async def test_cancel_ends_the_tree(backend: str) -> None:
         assert await others_alive(sandbox) == 0
 
 
-STATE_IS_LEFT = "runsc delete --force does not remove the lock and the socket of a box that was killed while it started"
-
-
 @pytest.mark.usefixtures("sweep")
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.03, 0.1, 0.3])
-async def test_cancel_while_the_box_starts_leaves_nothing(
-    request: pytest.FixtureRequest, backend: str, delay: float
-) -> None:
+async def test_cancel_while_the_box_starts_leaves_nothing(backend: str, delay: float) -> None:
     """At whatever moment it comes; the fixture that looks for what is left has the say."""
-    if backend == "gvisor":
-        request.applymarker(pytest.mark.xfail(reason=STATE_IS_LEFT, strict=False))  # see the next test
     with trio.move_on_after(delay):
         async with kavach_api.open_sandbox(backend=backend) as sandbox:
             await sandbox.exec("sleep", "1000")
 
 
 @pytest.mark.usefixtures("sweep")
-async def test_cancel_as_soon_as_the_runtime_has_state(
-    request: pytest.FixtureRequest, backend: str, host: Host
-) -> None:
-    if backend == "gvisor":
-        request.applymarker(pytest.mark.xfail(reason=STATE_IS_LEFT, strict=True))
+async def test_cancel_as_soon_as_the_runtime_has_state(backend: str, host: Host) -> None:
+    """``runsc delete --force`` leaves the lock and the socket of a box that was killed while it started."""
     state = workspace().path / "state" / ("runsc" if backend == "gvisor" else backend)
     async with trio.open_nursery() as nursery:
 
@@ -154,21 +144,15 @@ def test_command_line_deadline(run_kavach: Runner, backend: str, host: Host) -> 
         assert not host.workload(marker)
 
 
-CTRL_C = "KeyboardInterrupt comes in a group, and ends kavach with a traceback and status 1"
-
-
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-def test_signal_to_kavach_ends_the_command(  # noqa: PLR0913, PLR0917 - fixtures
-    request: pytest.FixtureRequest,
+def test_signal_to_kavach_ends_the_command(
     start_kavach: Callable[..., Running],
     backend: str,
-    way: str,
     host: Host,
     number: int,
     status: int,
 ) -> None:
-    if number == signal.SIGINT and way == "long way":
-        request.applymarker(pytest.mark.xfail(reason=CTRL_C, strict=True))
     marker = host.marker()
     running = start_kavach("run", "-b", backend, "--", "sh", "-c", TREES["ignores signals"], marker)
     assert running.wait_for_line() == b"up\n"

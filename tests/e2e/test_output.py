@@ -87,7 +87,6 @@ async def test_process_left_behind_does_not_delay_the_result(backend: str) -> No
         assert (result.ok, result.stdout) == (True, "done\n")
 
 
-@pytest.mark.xfail(reason="each word of a process left behind starts the wait for the last one anew", strict=True)
 async def test_process_left_behind_that_goes_on_talking_does_not_delay_the_result(backend: str) -> None:
     async with kavach_api.open_sandbox(backend=backend) as sandbox:
         with trio.fail_after(3):

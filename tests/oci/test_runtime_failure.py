@@ -83,9 +83,6 @@ async def test_what_it_says_is_made_safe(tmp_path: Path) -> None:
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-@pytest.mark.xfail(
-    reason="nobody reads the runtime's errors while it starts, so it stops when the pipe is full", strict=True
-)
 async def test_what_it_says_is_kept_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The end of it, which has the reason; and a runtime that talks much comes to its end."""
     monkeypatch.setattr(oci_boot, "BOOT_DEADLINE_SECONDS", 2.0)
@@ -143,17 +140,10 @@ async def test_runtime_that_leaves_its_client_stopped(tmp_path: Path, host: Host
     assert not host.cgroups(BOX)
 
 
-STATE_IS_LEFT = "runsc delete --force does not always remove the lock and the socket of a box that did not start"
-
-
 @pytest.mark.usefixtures("sweep")
 @pytest.mark.parametrize("part", ["mounts", "options", "args"])
-async def test_spec_that_the_runtime_refuses(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, backend: str, part: str
-) -> None:
+async def test_spec_that_the_runtime_refuses(monkeypatch: pytest.MonkeyPatch, backend: str, part: str) -> None:
     """Neither the runtime's own status nor its words come out as a result."""
-    if (backend, part) == ("gvisor", "args"):
-        request.applymarker(pytest.mark.xfail(reason=STATE_IS_LEFT, strict=False))  # by chance; see test_deadlines
     build = oci_boot.build_spec
 
     def broken(*arguments: object) -> dict[str, object]:

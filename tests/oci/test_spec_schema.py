@@ -48,6 +48,7 @@ def spec(layout: str, limits: str, *, cgroup_namespace: bool = True) -> dict[str
         agent=Path("/run/agent"),
         limits=LIMITS[limits],
         hostname="kavach",
+        chooses_errno=True,
         cgroup_namespace=cgroup_namespace,
     )
     built = build_spec(inputs)

@@ -149,13 +149,16 @@ class GuestChannel:
     async def _lead(self, ready: Callable[[], bool]) -> None:
         self._led = True
         try:
-            while not (self._closed or ready()):
+            while not self._is_over(ready):
                 with trio.CancelScope() as self._reading:  # cancelled by wake: what is waited for may have changed
-                    while not (self._closed or ready()):
+                    while not self._is_over(ready):
                         await self._receive()
         finally:
             self._led = False
             self._pass_the_lead()
+
+    def _is_over(self, ready: Callable[[], bool]) -> bool:
+        return self._closed or ready()
 
     async def _follow(self, ready: Callable[[], bool]) -> None:
         waiter = _Waiter(ready)

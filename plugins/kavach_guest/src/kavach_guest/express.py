@@ -168,15 +168,17 @@ class Box:
         _wait(self._pidfd, _FORCE_SECONDS)
 
     def _remove(self, launch: Launch) -> list[str]:
-        if launch.is_repairable():
-            _repair(launch)
-        if launch.is_repairable():
-            launch.clear_state()
         deadline = time.monotonic() + _FORCE_SECONDS
-        while (left := launch.remove()) and time.monotonic() < deadline:
+        repaired = False
+        while True:
+            if launch.is_repairable() and not repaired:
+                _repair(launch)
+                repaired = True
+            left = launch.remove()
+            if not left or time.monotonic() >= deadline:
+                return left
             launch.cgroup.kill()
             time.sleep(_POLL_SECONDS)
-        return left
 
 
 def _spawn(command: list[str], actions: list[Any]) -> int:
@@ -202,12 +204,14 @@ def _wait(pidfd: int, seconds: float) -> bool:
 
 
 def _repair(launch: Launch) -> None:
-    """Let the runtime remove the state of a box that is dead by now."""
+    """Let the runtime remove the state of a box that is dead by now, and remove what it leaves of that."""
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     pidfd = os.pidfd_open(_spawn(launch.delete_command, null))
     if not _wait(pidfd, _FORCE_SECONDS):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         _wait(pidfd, _FORCE_SECONDS)
+    if launch.is_repairable():
+        launch.clear_state()
 
 
 def _remove_tree(path: str) -> None:

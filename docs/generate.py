@@ -106,7 +106,7 @@ def _fields(cls: type[Any]) -> str:
     def row(attribute: attrs.Attribute[Any]) -> Sequence[str]:
         return (
             _code(attribute.name),
-            _code(attribute.type),
+            _code(cls.__annotations__[attribute.name]),
             _default(attribute),
             said[attribute.name],
             _range(attribute),
@@ -138,7 +138,7 @@ def _range(attribute: attrs.Attribute[Any]) -> str:
 
 def _results(cls: type[Any]) -> str:
     said = _described(cls)
-    own = ((_code(a.name), _code(a.type), said[a.name]) for a in attrs.fields(cls))
+    own = ((_code(a.name), _code(cls.__annotations__[a.name]), said[a.name]) for a in attrs.fields(cls))
     properties = inspect.getmembers(cls, lambda member: isinstance(member, property))
     seen = ((_code(name), _code(p.fget.__annotations__["return"]), _sentences(p)) for name, p in properties)
     return _table(("name", "type", "meaning"), iter([*own, *seen]))

@@ -25,6 +25,9 @@ _ARGUMENTS: Final = (
     "--network=none",
     "--oci-seccomp",  # without it runsc ignores the spec's seccomp section
     "--overlay2=none",  # the root is read-only; an overlay would be a file of the host that nothing bounds
+    # With directfs the Sentry opens files of the host itself, and runsc 20240729 empties one that is opened with O_TRUNC
+    # before it finds that the mount is read-only. The gofer refuses.
+    "--directfs=false",
     "--host-uds=none",
     "--host-fifo=none",
     "--panic-log={bundle}/panic.log",  # a Sentry that panics ends like a command that returned 2

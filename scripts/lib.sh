@@ -153,7 +153,7 @@ fingerprint() (
         printf '%s\n' "$ROOT"
         stat -L -c '%s %Y' "$VENV/bin/python" 2>/dev/null || true
         sha256sum -- pyproject.toml plugins/*/pyproject.toml plugins/*/hatch_build.py \
-            plugins/kavach_guest/agent/*.[ch]
+            plugins/kavach_guest/{agent,launcher}/*.[ch]
     } | sha256sum
 )
 

@@ -26,8 +26,9 @@ except ImportError:  # as a command, without hatchling
     BuildHookInterface = object
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ROOT / "agent"
-BINARY = ROOT / "src" / "kavach_guest" / "_bin" / "kavach-agent"
+BINARIES = ROOT / "src" / "kavach_guest" / "_bin"
+PROGRAMS = {"kavach-agent": ROOT / "agent", "kavach-seal": ROOT / "launcher"}
+BINARY = BINARIES / "kavach-agent"
 OVERRIDE = "KAVACH_AGENT_CC"
 ZIG_REQUIREMENT = "ziglang>=0.13,<0.16"
 ZIG_TARGETS = {"x86_64": "x86_64-linux-musl", "aarch64": "aarch64-linux-musl"}
@@ -49,9 +50,9 @@ ELF_MACHINE_AT = 18
 ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
 
 
-def sources() -> list[Path]:
-    """List the agent's translation units; the fuzz target stands apart."""
-    return sorted(path for path in SOURCES.glob("*.c") if not path.name.startswith("fuzz_"))
+def sources(name: str) -> list[Path]:
+    """List a program's translation units; the fuzz target stands apart."""
+    return sorted(path for path in PROGRAMS[name].glob("*.c") if not path.name.startswith("fuzz_"))
 
 
 def machine_of(binary: Path) -> str | None:
@@ -62,9 +63,9 @@ def machine_of(binary: Path) -> str | None:
     return ELF_MACHINES.get(int.from_bytes(header[ELF_MACHINE_AT:], "little"))
 
 
-def is_current(binary: Path) -> bool:
+def is_current(name: str, binary: Path) -> bool:
     """Tell whether the binary is for this machine and newer than everything it is made from."""
-    made_from = [*SOURCES.glob("*.[ch]"), Path(__file__)]
+    made_from = [*PROGRAMS[name].glob("*.[ch]"), Path(__file__)]
     try:
         built = binary.stat().st_mtime_ns
         if machine_of(binary) not in (None, platform.machine()):
@@ -112,12 +113,12 @@ def zig_compiler() -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", "-target", target]
 
 
-def compile_agent(binary: Path) -> None:
-    """Compile the agent, replacing the binary in one step."""
+def compile_program(name: str, binary: Path) -> None:
+    """Compile a program, replacing the binary in one step."""
     compiler = system_compiler() or zig_compiler()
     binary.parent.mkdir(parents=True, exist_ok=True)
     fresh = binary.with_name(f".{binary.name}.{os.getpid()}")
-    command = [*compiler, *FLAGS, *map(str, sources()), "-o", str(fresh)]
+    command = [*compiler, *FLAGS, *map(str, sources(name)), "-o", str(fresh)]
     try:
         subprocess.run(command, check=True)
         fresh.replace(binary)
@@ -125,10 +126,21 @@ def compile_agent(binary: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def ensure_agent(binary: Path = BINARY) -> None:
+def ensure(name: str, binary: Path) -> None:
     """Compile unless the binary is current; a named compiler always compiles."""
-    if os.environ.get(OVERRIDE) or not is_current(binary):
-        compile_agent(binary)
+    if os.environ.get(OVERRIDE) or not is_current(name, binary):
+        compile_program(name, binary)
+
+
+def ensure_all() -> None:
+    """Compile what is not current."""
+    for name in PROGRAMS:
+        ensure(name, BINARIES / name)
+
+
+def all_current() -> bool:
+    """Tell whether nothing has to be compiled."""
+    return all(is_current(name, BINARIES / name) for name in PROGRAMS)
 
 
 def wheel_tag(binary: Path) -> str:
@@ -140,11 +152,11 @@ def wheel_tag(binary: Path) -> str:
 
 
 class AgentBuildHook(BuildHookInterface):  # type: ignore[misc,valid-type]
-    """Puts the compiled agent into wheels, also editable ones; an sdist carries the source."""
+    """Puts the compiled programs into wheels, also editable ones; an sdist carries the source."""
 
     def dependencies(self) -> list[str]:
         """Ask for the zig compiler only where nothing else can build."""
-        if self.target_name != "wheel" or is_current(BINARY) or system_compiler():
+        if self.target_name != "wheel" or all_current() or system_compiler():
             return []
         return [ZIG_REQUIREMENT]
 
@@ -153,11 +165,14 @@ class AgentBuildHook(BuildHookInterface):  # type: ignore[misc,valid-type]
         del version  # the same for standard and editable
         if self.target_name != "wheel":
             return
-        ensure_agent()
+        ensure_all()
         build_data["pure_python"] = False
         build_data["tag"] = wheel_tag(BINARY)
-        build_data["artifacts"].append("src/kavach_guest/_bin/kavach-agent")
+        build_data["artifacts"] += [f"src/kavach_guest/_bin/{name}" for name in PROGRAMS]
 
 
 if __name__ == "__main__":
-    ensure_agent(Path(sys.argv[1]) if len(sys.argv) > 1 else BINARY)
+    if len(sys.argv) > 1:
+        ensure("kavach-agent", Path(sys.argv[1]))
+    else:
+        ensure_all()

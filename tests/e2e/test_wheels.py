@@ -27,7 +27,7 @@ PROJECTS = {
     "kavach-oci": ROOT / "plugins/kavach_oci",
     "kavach-gvisor": ROOT / "plugins/kavach_gvisor",
 }
-AGENT = "kavach_guest/_bin/kavach-agent"
+PROGRAMS = ("kavach_guest/_bin/kavach-agent", "kavach_guest/_bin/kavach-seal")
 # A clean source tree, so that nothing built or cached in the checkout can slip into what is published.
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "_bin", "dist", "build", "tests", "__pycache__", ".*_cache", "*.pyc")
 
@@ -102,7 +102,7 @@ def sources_of(project: str) -> set[str]:
 
 @every_project
 def test_a_wheel_holds_the_package_and_nothing_else(built: Built, project: str) -> None:
-    wanted = sources_of(project) | ({AGENT} if project == "kavach-guest" else set())
+    wanted = sources_of(project) | (set(PROGRAMS) if project == "kavach-guest" else set())
     assert built.wheel_files(project) == wanted
     assert f"{package(project)}/py.typed" in wanted
 
@@ -152,21 +152,22 @@ def test_the_guest_s_wheel_is_for_one_machine(built: Built) -> None:
     assert "Root-Is-Purelib: false" in built.metadata("kavach-guest", "WHEEL")
 
 
-def test_the_agent_is_a_static_program(built: Built) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_its_programs_are_static(built: Built, program: str) -> None:
     """No program header asks for an interpreter or for shared libraries: it runs in an image that has none."""
     with zipfile.ZipFile(built.wheel("kavach-guest")) as archive:
-        agent = archive.read(AGENT)
-        mode = archive.getinfo(AGENT).external_attr >> 16
-    assert agent[:5] == b"\x7fELF\x02"
-    (offset,) = struct.unpack_from("<Q", agent, 32)
-    size, count = struct.unpack_from("<HH", agent, 54)
-    kinds = {struct.unpack_from("<I", agent, offset + size * index)[0] for index in range(count)}
+        content = archive.read(program)
+        mode = archive.getinfo(program).external_attr >> 16
+    assert content[:5] == b"\x7fELF\x02"
+    (offset,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    kinds = {struct.unpack_from("<I", content, offset + size * index)[0] for index in range(count)}
     loaded, dynamic, interpreter = 1, 2, 3
     assert loaded in kinds
     assert interpreter not in kinds
     assert dynamic not in kinds
     assert mode & 0o111
-    assert len(agent) < 2 * 1024 * 1024
+    assert len(content) < 2 * 1024 * 1024
 
 
 @every_project

@@ -1,4 +1,4 @@
-"""Where the agent's program is."""
+"""Where the programs are that this distribution brings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kavach_core.errors import CreateError
 
-_PROGRAM = Path(__file__).parent / "_bin" / "kavach-agent"
+_PROGRAMS = Path(__file__).parent / "_bin"
 
 
 def agent_program() -> Path:
@@ -15,6 +15,20 @@ def agent_program() -> Path:
     Raises:
         CreateError: when this installation was built without it.
     """
-    if not _PROGRAM.is_file():
-        raise CreateError("the guest agent is not built", stage="agent", hint="reinstall kavach-guest")
-    return _PROGRAM
+    return _program("kavach-agent")
+
+
+def seal_program() -> Path:
+    """Return the path of the program that starts a runtime where given paths of the host are read-only.
+
+    Raises:
+        CreateError: when this installation was built without it.
+    """
+    return _program("kavach-seal")
+
+
+def _program(name: str) -> Path:
+    path = _PROGRAMS / name
+    if not path.is_file():
+        raise CreateError(f"{name} is not built", stage="agent", hint="reinstall kavach-guest")
+    return path

@@ -22,12 +22,12 @@ from kavach_core.errors import (
 )
 from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
 from kavach_core.oci.launch import BoxPlan, Launch
-from kavach_core.oci.rootfs import check_directory, host_toolchain_sources, prepare_root
+from kavach_core.oci.rootfs import RootLayout, check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
 from kavach_core.oci.workspace import base_directory, install, workspace
 from kavach_core.policy import Limits
-from kavach_guest.agent import agent_program
+from kavach_guest.agent import agent_program, seal_program
 from kavach_guest.channel import GuestChannel
 from kavach_guest.session import AgentSession
 
@@ -125,12 +125,19 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
     return BoxPlan(
         base=str(base_directory()),
         runtime=runtime.name,
-        run_command=runtime.run_command,
+        run_command=_run_command(runtime, root),
         delete_command=runtime.delete_command,
         spec=build_spec(inputs),
         cgroup_roots=list(cgroup.roots),
         cgroup_settings=list(cgroup.settings),
     )
+
+
+def _run_command(runtime: OciRuntime, root: RootLayout) -> list[str]:
+    if not runtime.needs_sealed_sources:
+        return runtime.run_command
+    sources = [str(root.path), *(str(bind.source) for bind in root.binds)]
+    return [str(seal_program()), *sources, "--", *runtime.run_command]
 
 
 def quick_plan(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> QuickPlan | None:
@@ -139,7 +146,14 @@ def quick_plan(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         return None
     plan = plan_box(runtime, spec, tasks_per_process=tasks_per_process)
     agent = agent_program()
-    watched = (runtime.program, agent, install(agent), *host_toolchain_sources(), Path(plan.spec["root"]["path"]))
+    watched = (
+        runtime.program,
+        agent,
+        install(agent),
+        seal_program(),
+        *host_toolchain_sources(),
+        Path(plan.spec["root"]["path"]),
+    )
     return QuickPlan(launcher="agent", plan=plan.as_data(), watched=tuple(map(str, watched)))
 
 

@@ -25,9 +25,6 @@ _ARGUMENTS: Final = (
     "--network=none",
     "--oci-seccomp",  # without it runsc ignores the spec's seccomp section
     "--overlay2=none",  # the root is read-only; an overlay would be a file of the host that nothing bounds
-    # With directfs the Sentry opens files of the host itself, and runsc 20240729 empties one that is opened with O_TRUNC
-    # before it finds that the mount is read-only. The gofer refuses.
-    "--directfs=false",
     "--host-uds=none",
     "--host-fifo=none",
     "--panic-log={bundle}/panic.log",  # a Sentry that panics ends like a command that returned 2
@@ -146,5 +143,6 @@ def _runtime(program: Path, platform: str) -> OciRuntime:
         global_arguments=(f"--platform={platform}", *_ARGUMENTS),
         cgroup_namespace=False,
         needs_mount_points=True,
+        needs_sealed_sources=True,
         chooses_errno=False,
     )

@@ -214,7 +214,7 @@ class Host:
 
     def members(self, box_id: str) -> set[int]:
         """Return the host's processes in the box's cgroups that are alive."""
-        groups = [group for found in self.cgroups(box_id) for group in (found, *found.glob("**/"))]
+        groups = [group for found in self.cgroups(box_id) for group in (found, found / "box") if group.is_dir()]
         return {pid for group in groups for pid in _members(group) if _state(pid) not in "ZX"}
 
     def cgroups(self, box_id: str) -> list[Path]:
@@ -368,9 +368,12 @@ def traces(*, others: bool) -> dict[Trace, str]:
     for line in _read("/proc/self/mountinfo").decode().splitlines():
         if "kavach" in line and (others or not processes.other_users):
             found["mount", line] = ""
+    own = _own_instance()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that listed them is closed by now
-            found["descriptor", f"{entry.name} {entry.readlink()}"] = ""
+            # The lock of our own instance stays open, as the instance stays, to the end of the process.
+            if own is None or entry.readlink() != own / "owner":
+                found["descriptor", f"{entry.name} {entry.readlink()}"] = ""
     return found
 
 

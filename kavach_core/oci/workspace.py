@@ -4,7 +4,7 @@
         ids/              locks on ranges of user ids
         shared/           read-only things that boxes of all instances use, named by what they were made from:
                           copies of the agent, skeletons of the host's toolchain; kept until the host restarts
-        instance-RANDOM/  one process's: bundles and runtime state; removed when it exits
+        instance-RANDOM/  one process's: see ``instance``
 
 Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the box.
 """
@@ -15,7 +15,6 @@ import atexit
 import functools
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from kavach_core.errors import CreateError
+from kavach_core.oci.instance import make_instance, remove_instance
 
 _CANDIDATES: Final = (Path("/run"), Path("/dev/shm"), Path("/var/lib"))  # noqa: S108 - only below a directory of root's own
 _MODE: Final = 0o711
@@ -116,27 +116,19 @@ class Workspace:
         path: the directory.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
+        instance, self._lock = make_instance(str(base_directory()))
+        self.path = Path(instance)
         self._owner = os.getpid()
-
-    @classmethod
-    def create(cls) -> Workspace:
-        """Make the directory of this process."""
-        path = base_directory() / f"instance-{secrets.token_hex(8)}"
-        for directory in (path, path / "bundles", path / "state"):
-            directory.mkdir(mode=_MODE)
-        workspace = cls(path)
-        atexit.register(workspace.remove)
-        return workspace
+        atexit.register(self.remove)
 
     def remove(self) -> None:
         """Remove the directory and all in it. A forked child's call does nothing: the directory is its parent's."""
         if os.getpid() == self._owner:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove_instance(str(self.path), self._lock)
 
 
 @functools.cache
 def workspace() -> Workspace:
     """Return the workspace of this process, made on first use."""
-    return Workspace.create()
+    return Workspace()

@@ -179,7 +179,7 @@ def test_killed_kavach_takes_its_box_along(
     assert host.until(lambda: not host.workload(marker) and not host.members(box_id), seconds=2)
 
 
-@pytest.mark.xfail(reason="nothing sweeps yet what a killed caller leaves: cgroup, bundle, instance", strict=True)
+@pytest.mark.usefixtures("way")
 def test_what_a_killed_kavach_leaves_goes_with_the_next_run(
     start_kavach: Callable[..., Running], run_kavach: Runner, backend: str, host: Host, sweep: set[str]
 ) -> None:

@@ -14,6 +14,7 @@ import signal
 import time
 
 from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
+from kavach_core.oci.instance import make_instance, remove_instance, sweep
 from kavach_core.oci.launch import BoxPlan, Launch
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
@@ -89,7 +90,8 @@ class Box:
     """
 
     def __init__(self, plan: BoxPlan) -> None:
-        self._instance = f"{plan.base}/instance-{os.urandom(8).hex()}"
+        self._instance = ""
+        self._lock = -1
         self._plan = plan
         self._launch: Launch | None = None
         self._pid = 0
@@ -106,8 +108,8 @@ class Box:
         return True
 
     def _start(self) -> None:
-        for path in (self._instance, f"{self._instance}/bundles", f"{self._instance}/state"):
-            os.mkdir(path, 0o711)
+        sweep(self._plan.base, self._plan.cgroup_roots)
+        self._instance, self._lock = make_instance(self._plan.base)
         self._launch = Launch(self._plan, box_id=os.urandom(8).hex(), instance=self._instance)
         guest_in, self._send_fd = os.pipe()
         self.receive_fd, guest_out = os.pipe()
@@ -146,8 +148,8 @@ class Box:
         if self._launch is not None:
             self._end_process(self._launch)
             left = self._remove(self._launch)
-        if not left:
-            _remove_tree(self._instance)
+        if not left and self._lock >= 0:
+            remove_instance(self._instance, self._lock)
         return left
 
     def _end_process(self, launch: Launch) -> None:
@@ -212,15 +214,3 @@ def _repair(launch: Launch) -> None:
         _wait(pidfd, _FORCE_SECONDS)
     if launch.is_repairable():
         launch.clear_state()
-
-
-def _remove_tree(path: str) -> None:
-    """Remove the instance's directory: empty but for what a runtime leaves in its state root."""
-    try:
-        below = [entry.path for entry in os.scandir(f"{path}/state")]
-        for directory in (*below, f"{path}/state", f"{path}/bundles", path):
-            os.rmdir(directory)
-    except OSError:
-        import shutil  # noqa: PLC0415 - hardly ever needed
-
-        shutil.rmtree(path, ignore_errors=True)

@@ -21,6 +21,7 @@ from kavach_core.errors import (
     UnsupportedPolicy,
 )
 from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
+from kavach_core.oci.instance import sweep
 from kavach_core.oci.launch import BoxPlan, Launch
 from kavach_core.oci.rootfs import RootLayout, check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
@@ -161,6 +162,7 @@ def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:
     """Make what the box needs of the host and start the runtime; what was made is undone on failure."""
     try:
         enable_controllers(cgroup_layout())
+        _sweep_once()
         launch = Launch(plan, box_id=spec.sandbox_id, instance=str(workspace().path))
     except OSError as error:
         raise _failed(plan, spec, str(error)) from error
@@ -169,6 +171,12 @@ def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:
     except OSError as error:
         launch.remove()
         raise _failed(plan, spec, str(error)) from error
+
+
+@functools.cache
+def _sweep_once() -> None:
+    """Remove what processes that were killed have left, once in a process."""
+    sweep(str(base_directory()), [str(root) for root in cgroup_layout().roots])
 
 
 def host_capabilities() -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from kavach_core.errors import ConfigError, FieldProblem
+from kavach_core.errors import FieldProblem
 from kavach_core.policy import PRESETS, Limits, SandboxPolicy, check_limits
 from kavach_core.types import User
 from kavach_core.validation import (
@@ -27,6 +27,7 @@ from kavach_core.validation import (
 NOBODY = User(uid=65534, gid=65534)
 """Who commands run as unless the caller says otherwise."""
 
+_MAX_GROUPS = 64
 _AGENT_IDS = range(64_512, 65_521)
 """The agent's own user and the groups by which it knows the processes of each command."""
 
@@ -96,6 +97,8 @@ def check_user(name: str, value: object) -> Iterator[FieldProblem]:
     if not isinstance(value.groups, (tuple, list)):
         yield FieldProblem(f"{name}.groups", f"{type(value.groups).__name__} is not a list of ids")
         return
+    if len(value.groups) > _MAX_GROUPS:
+        yield FieldProblem(f"{name}.groups", f"{len(value.groups)} groups", f"at most {_MAX_GROUPS}")
     wrong = [id_ for id_ in (value.uid, value.gid, *value.groups) if type(id_) is not int or not 0 <= id_ <= MAX_ID]
     for text in dict.fromkeys(map(show, wrong)):
         yield FieldProblem(name, f"{text} is not an id of the box", f"0 to {MAX_ID}")
@@ -164,6 +167,9 @@ class SandboxConfig:
     labels: Mapping[str, str] = checked(_check_labels, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        check_all(self)
-        if self.rootfs is not None and self.image is not None:
-            raise ConfigError([FieldProblem("image", "is given beside rootfs", "a sandbox has one root")])
+        check_all(self, *_one_root(self.rootfs, self.image))
+
+
+def _one_root(rootfs: object, image: object) -> Iterator[FieldProblem]:
+    if rootfs is not None and image is not None:
+        yield FieldProblem("image", "is given beside rootfs", "a sandbox has one root")

@@ -36,8 +36,12 @@ def problems_of(attribute: attrs.Attribute[Any], value: object) -> list[FieldPro
     return list(check(attribute.name, value)) if check else []
 
 
-def check_all(instance: attrs.AttrsInstance) -> None:
+def check_all(instance: attrs.AttrsInstance, *more: FieldProblem) -> None:
     """Run the checks of all fields of ``instance``.
+
+    Args:
+        instance: what was made.
+        more: problems that no field has by itself.
 
     Raises:
         ConfigError: with every problem found.
@@ -47,6 +51,7 @@ def check_all(instance: attrs.AttrsInstance) -> None:
         for attribute in attrs.fields(type(instance))
         for problem in problems_of(attribute, getattr(instance, attribute.name))
     ]
+    problems += more
     if problems:
         raise ConfigError(problems)
 

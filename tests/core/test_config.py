@@ -249,3 +249,9 @@ def test_junk_gives_a_configuration_or_a_config_error(fields: dict[str, Any]) ->
         SandboxConfig(**fields)
     except ConfigError as error:
         assert error.problems  # noqa: PT017 - either end is right
+
+
+def test_more_groups_than_the_agent_takes() -> None:
+    SandboxConfig(user=User(uid=1, gid=1, groups=tuple(range(64))))
+    with pytest.raises(ConfigError, match="65 groups"):
+        SandboxConfig(user=User(uid=1, gid=1, groups=tuple(range(65))))

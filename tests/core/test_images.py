@@ -83,3 +83,9 @@ async def test_without_a_provider_the_hint_names_one() -> None:
 def test_one_root_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image: is given beside rootfs"):
         SandboxConfig(image="x", rootfs=tmp_path)
+
+
+def test_one_root_is_told_with_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SandboxConfig(image="x", rootfs=tmp_path, timeout=-1)
+    assert [problem.field for problem in caught.value.problems] == ["timeout", "image"]

@@ -171,5 +171,5 @@ class SandboxConfig:
 
 
 def _one_root(rootfs: object, image: object) -> Iterator[FieldProblem]:
-    if rootfs is not None and image is not None:
+    if rootfs is not None and isinstance(image, str):
         yield FieldProblem("image", "is given beside rootfs", "a sandbox has one root")

@@ -6,6 +6,7 @@ started by vfork here, in about the time the kernel takes, and watched through a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,16 +37,15 @@ class HostProcess:
             OSError: when it cannot be started.
         """
         channel = subprocess.PIPE if pipes else subprocess.DEVNULL
-        # Its errors are read while it starts and after it has ended. In between they must not stop it: what does not
-        # fit the pipe is lost.
-        self._stderr_fd, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stderr_fd, self._stderr_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._stderr_fd, False)
         try:
             self._process = subprocess.Popen(
                 argv,
                 bufsize=0,
                 stdin=channel,
                 stdout=channel,
-                stderr=stderr,
+                stderr=self._stderr_end,
                 cwd="/",
                 env={},
                 umask=0o022,
@@ -53,9 +53,8 @@ class HostProcess:
             )
         except OSError:
             os.close(self._stderr_fd)
+            os.close(self._stderr_end)
             raise
-        finally:
-            os.close(stderr)
         self._stderr = b""
         self._pidfd = os.pidfd_open(self._process.pid)
         self.stdin_fd = _detach(self._process.stdin)
@@ -86,20 +85,23 @@ class HostProcess:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def drain_stderr(self) -> None:
-        """Keep the last of what it writes to standard error, until cancelled or it has closed it."""
+        """Keep the last of what it writes to standard error, until cancelled. ``stop_listening`` has to follow."""
         while True:
             await trio.lowlevel.wait_readable(self._stderr_fd)
-            if not self._read_stderr():
-                return
+            self._read_stderr()
 
-    def _read_stderr(self) -> bool:
-        """Take what is in the pipe; False at its end."""
-        try:
+    def _read_stderr(self) -> None:
+        """Take what is in the pipe."""
+        with contextlib.suppress(BlockingIOError):
             data = os.read(self._stderr_fd, _PIPE_BYTES)
-        except BlockingIOError:
-            return True
-        self._stderr = (self._stderr + data)[-_KEPT_STDERR_BYTES:]
-        return bool(data)
+            self._stderr = (self._stderr + data)[-_KEPT_STDERR_BYTES:]
+
+    def stop_listening(self) -> None:
+        """Let what it writes to standard error from now on be lost when the pipe is full, instead of stopping it."""
+        if self._stderr_end >= 0:
+            os.set_blocking(self._stderr_end, False)  # the pipe's end is the same for it and for us
+            os.close(self._stderr_end)
+            self._stderr_end = -1
 
     def stderr_tail(self) -> str:
         """Return the last of what it has written to standard error, made safe to show."""
@@ -108,7 +110,7 @@ class HostProcess:
 
     def close(self) -> None:
         """Close what is left of its descriptors. The process must have been waited for."""
-        for name in ("_pidfd", "_stderr_fd"):
+        for name in ("_pidfd", "_stderr_fd", "_stderr_end"):
             if getattr(self, name) >= 0:
                 os.close(getattr(self, name))
                 setattr(self, name, -1)

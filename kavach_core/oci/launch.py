@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from kavach_core.oci.cgroup_tree import Setting
 
+# With NUL in them they cannot be part of any path or argument.
+STATE = "\0state\0"
+BUNDLE = "\0bundle\0"
+BOX_ID = "\0id\0"
+
 _MODE = 0o711  # the runtime reads the bundle with the unprivileged ids of the box
 
 
@@ -27,8 +32,7 @@ class BoxPlan:
     Attributes:
         base: the directory that all instances share.
         runtime: what the runtime is called.
-        run_command: its command line to boot a box and stay with it; ``{state}``, ``{bundle}`` and ``{id}``
-            stand for the box's.
+        run_command: its command line to boot a box and stay with it, with STATE, BUNDLE and BOX_ID for the box's own.
         delete_command: likewise, to remove what a dead box has left. Never for a live one.
         spec: the OCI spec, but for the id range and the cgroup.
         cgroup_roots: mount points of all hierarchies.
@@ -101,7 +105,7 @@ class Launch:
 
     def _fill_in(self, template: list[str]) -> list[str]:
         return [
-            part.replace("{state}", self._state).replace("{bundle}", self.bundle).replace("{id}", self.box_id)
+            part.replace(STATE, self._state).replace(BUNDLE, self.bundle).replace(BOX_ID, self.box_id)
             for part in template
         ]
 

@@ -15,7 +15,7 @@ from attrs import frozen
 from kavach_core.errors import CleanupError
 from kavach_core.oci.cgroups import CgroupLayout, read_usage
 from kavach_core.oci.host_process import HostProcess
-from kavach_core.oci.launch import Launch
+from kavach_core.oci.launch import BOX_ID, BUNDLE, STATE, Launch
 from kavach_core.types import Usage
 
 END_DEADLINE_SECONDS: Final = 5.0
@@ -51,16 +51,17 @@ class OciRuntime:
     @property
     def run_command(self) -> list[str]:
         """The command line that boots a box and stays in the foreground until it ends, for ``BoxPlan``."""
-        return [*self._head, "run", "--bundle", "{bundle}", "--pid-file", "{bundle}/pid", "{id}"]
+        return [*self._head, "run", "--bundle", BUNDLE, "--pid-file", f"{BUNDLE}/pid", BOX_ID]
 
     @property
     def delete_command(self) -> list[str]:
         """The command line that removes what a dead box has left, for ``BoxPlan``."""
-        return [*self._head, "delete", "--force", "{id}"]
+        return [*self._head, "delete", "--force", BOX_ID]
 
     @property
     def _head(self) -> list[str]:
-        return [str(self.program), "--root", "{state}", *self.global_arguments]
+        own = (argument.replace("{bundle}", BUNDLE) for argument in self.global_arguments)
+        return [str(self.program), "--root", STATE, *own]
 
 
 class OciBox:
@@ -155,6 +156,7 @@ class OciBox:
     async def _repair(self) -> None:
         """Remove the state of a runtime that could not do so itself; the box is dead by now."""
         process = HostProcess(self._launch.delete_command, pipes=False)
+        process.stop_listening()
         with trio.move_on_after(_REPAIR_SECONDS):
             await process.wait()
         process.kill()

@@ -98,6 +98,7 @@ async def _greet(channel: GuestChannel, box: OciBox) -> None:
         except SandboxError as error:
             failure = error  # raised below: the nursery would wrap it in a group
         nursery.cancel_scope.cancel()
+    box.process.stop_listening()
     if failure is not None:
         raise failure
 

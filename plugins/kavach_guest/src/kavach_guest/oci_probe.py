@@ -68,6 +68,7 @@ def _remedy(text: str) -> str | None:
 async def read_version(program: str) -> str | None:
     """Return the first line of what ``program --version`` prints, or None when it prints nothing in time."""
     process = HostProcess([program, "--version"], pipes=True)
+    process.stop_listening()
     os.close(process.stdin_fd)
     os.set_blocking(process.stdout_fd, False)
     data = b""

@@ -70,10 +70,10 @@ def carry_out(argv: list[str]) -> int:
 
     options = parse(argv)
     from kavach_core.errors import ConfigError, KavachError  # noqa: PLC0415 - not needed for --help
-    from kavach_core.exit_status import EXIT_FAILED, EXIT_INTERRUPTED  # noqa: PLC0415 - as above
+    from kavach_core.exit_status import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_INTERRUPTED  # noqa: PLC0415 - as above
 
     try:
-        return _dispatch(options.command)(options, argv)
+        return _flushed(_dispatch(options.command)(options, argv))
     except ConfigError as error:
         for problem in error.problems:
             _complain(str(problem))
@@ -81,7 +81,16 @@ def carry_out(argv: list[str]) -> int:
         _complain(str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain once more as it ends
+        return EXIT_BROKEN_PIPE
     return EXIT_FAILED
+
+
+def _flushed(status: int) -> int:
+    """Return ``status`` once all that was printed has gone out, while there is still somebody to hear that it cannot."""
+    sys.stdout.flush()
+    return status
 
 
 def _complain(text: str) -> None:

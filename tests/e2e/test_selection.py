@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kavach_gvisor.backend
@@ -107,3 +110,14 @@ async def test_a_named_backend_without_its_runtime_is_an_error(name: str) -> Non
             pass
     assert "is not installed" in str(caught.value)
     assert caught.value.hint is not None
+
+
+def test_a_table_that_nobody_reads(kavach: Path) -> None:
+    """``kavach doctor | true``: no traceback, and the status that a shell shows for SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([kavach, "doctor"], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")

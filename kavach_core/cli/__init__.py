@@ -88,7 +88,7 @@ def carry_out(argv: list[str]) -> int:
 
 
 def _flushed(status: int) -> int:
-    """Return ``status`` once all that was printed has gone out, while there is still somebody to hear that it cannot."""
+    """Return ``status`` once all that was printed has gone out, or raise while somebody can still handle it."""
     sys.stdout.flush()
     return status
 

@@ -26,9 +26,9 @@ from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, Outpu
 DRAIN_GRACE_SECONDS: Final = 0.25
 """How long output is awaited after the command's end, in all: a process left behind may hold the stream."""
 
-# What a command wrote before its end is in its pipe or on its way, never more than this; what comes later is
-# not its own.
-_LATE_OUTPUT_BYTES: Final = 1024 * 1024
+# What a command wrote before its end is in its two pipes, which it can enlarge to 1 MiB each, or within the credit:
+# never more than this. What comes later is not its own.
+_LATE_OUTPUT_BYTES: Final = 4 * 1024 * 1024
 _MAX_ERRNO: Final = 4095
 _KILL_SECONDS: Final = 2.0
 

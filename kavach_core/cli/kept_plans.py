@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import sys
 from binascii import crc32
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Launcher = Callable[[dict[str, Any], dict[str, Any], list[str]], tuple[int, str]]
+    Launcher = Callable[[dict[str, Any], dict[str, Any], list[str]], tuple[int, str] | None]
 
 GROUP = "kavach_core.launchers"
 SWITCH = "KAVACH_KEPT_PLANS"
@@ -34,6 +35,8 @@ _MAX_ARGUMENT_BYTES = 65_536
 _MARK = 3
 _PARTS = {"launcher", "plan", "request", "backend", "score", "summary", "watched"}
 _END_OF_OPTIONS = "--"
+_LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE)  # a spec is made within the caller's
+_MOST_PLANS = 256
 _ENV = "--env"
 
 
@@ -56,6 +59,11 @@ def find(argv: list[str]) -> dict[str, Any] | None:
 def command_of(argv: list[str]) -> list[str]:
     """Return the command of a command line that ``find`` has found something for."""
     return argv[argv.index(_END_OF_OPTIONS) + 1 :]
+
+
+def is_whole_command(argv: list[str], command: list[str]) -> bool:
+    """Say whether a command is what stands after ``--``, and no word of it before: only then are its options apart."""
+    return _END_OF_OPTIONS in argv and command_of(argv) == command
 
 
 def _is_plain(argv: list[str]) -> bool:
@@ -119,6 +127,15 @@ def keep(argv: list[str], base: str, entry: dict[str, Any], watched: list[str]) 
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
         json.dump({**entry, "key": key, "watched": stamps}, file)
     os.rename(fresh, path)
+    _forget_the_oldest(os.path.dirname(path))
+
+
+def _forget_the_oldest(directory: str) -> None:
+    """Keep the number of plans bounded, whatever options are used."""
+    with os.scandir(directory) as entries:
+        plans = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
+    for _, path in plans[:-_MOST_PLANS]:
+        os.unlink(path)
 
 
 def launcher(kept: dict[str, Any]) -> Launcher | None:
@@ -158,7 +175,8 @@ def stamp(path: str) -> list[int] | None:
 def _key(options: list[str]) -> list[Any]:
     with open(_BOOT_ID, encoding="ascii") as file:
         boot = file.read().strip()
-    return [_MARK, __file__, sys.version, sys.path, boot, options]
+    limits = [resource.getrlimit(kind)[1] for kind in _LIMITS]
+    return [_MARK, __file__, sys.version, sys.path, boot, limits, options]
 
 
 def _path(base: str, key: list[Any]) -> str:

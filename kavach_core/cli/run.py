@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +23,7 @@ from kavach_core.cli import kept_plans
 from kavach_core.cli.summary import print_summary
 from kavach_core.commands import build_command
 from kavach_core.config import SandboxConfig
-from kavach_core.errors import ConfigError, FieldProblem
+from kavach_core.errors import ConfigError, FieldProblem, KavachError
 from kavach_core.execution import Forward, describe_start_failure
 from kavach_core.exit_status import SIGNAL_EXIT_BASE
 from kavach_core.sandbox import Sandbox, open_sandbox
@@ -119,7 +120,10 @@ async def _run(config: SandboxConfig, options: argparse.Namespace, argv: list[st
 
 def _keep_plan(options: argparse.Namespace, argv: list[str], sandbox: Sandbox) -> None:
     """Keep what the next run with these options can use, if the backend can say it."""
-    quick = None if options.json or options.config or options.rootfs or options.image else sandbox.plan()
+    special = options.json or options.config or options.rootfs or options.image
+    if special or not kept_plans.is_whole_command(argv, options.argv):
+        return
+    quick = sandbox.plan()
     metadata = None if quick is None else _metadata_of(quick.launcher)
     if quick is None or metadata is None:
         return
@@ -165,7 +169,9 @@ def _signals_cancel() -> Iterator[list[int]]:
             received.append(number)
             token.run_sync_soon(scope.cancel)
 
-        before = {number: signal.signal(number, handle) for number in _ENDING_SIGNALS}
+        # What our caller has us ignore, as nohup does, stays ignored.
+        heeded = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handle) for number in heeded}
         try:
             yield received
         finally:
@@ -194,7 +200,7 @@ async def _connected(sandbox: Sandbox, argv: list[str]) -> int:
 async def _our_input() -> AsyncIterator[bytes]:
     """Give what comes on our standard input, read in a thread: it may be a file, or a terminal that others share."""
     try:
-        while data := await trio.to_thread.run_sync(os.read, 0, _CHUNK_BYTES, abandon_on_cancel=True):
+        while data := await trio.to_thread.run_sync(_read_some, 0, abandon_on_cancel=True):
             yield data
     except OSError:
         return  # we have no standard input
@@ -208,6 +214,8 @@ def _writer(descriptor: int, scope: trio.CancelScope) -> Forward:
             await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
         except BrokenPipeError:
             scope.cancel()
+        except OSError as error:
+            raise KavachError(f"cannot pass on the output: {error.strerror}") from error
 
     return write
 
@@ -215,7 +223,24 @@ def _writer(descriptor: int, scope: trio.CancelScope) -> Forward:
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # whoever shares the stream has made it so
+            _wait_for(descriptor, select.POLLOUT)
+
+
+def _read_some(descriptor: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            _wait_for(descriptor, select.POLLIN)
+
+
+def _wait_for(descriptor: int, events: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, events)
+    poll.poll()
 
 
 def _result_data(sandbox: Sandbox, result: ExecResult) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import string
+import time
 
 from kavach_core.oci.cgroup_tree import CgroupTree
 
@@ -24,6 +25,7 @@ _MODE = 0o711  # the runtime reads bundles with the unprivileged ids of the box
 _PREFIX = "instance-"
 _PARTS = ("bundles", "state")
 _ID_DIGITS = 16
+_MAKING_SECONDS = 60
 
 
 def make_instance(base: str) -> tuple[str, int]:
@@ -50,9 +52,10 @@ def remove_instance(path: str, lock: int) -> None:
     try:
         for entry in os.scandir(f"{path}/state"):
             os.rmdir(entry.path)  # a runtime's state root, empty when all its boxes have ended well
-        os.unlink(f"{path}/owner")
-        for part in (*_PARTS, ""):
+        for part in _PARTS:
             os.rmdir(f"{path}/{part}")
+        os.unlink(f"{path}/owner")
+        os.rmdir(path)
     except OSError:
         _remove_tree(path)
     os.close(lock)
@@ -65,12 +68,24 @@ def sweep(base: str, cgroup_roots: Sequence[str]) -> None:
     living owner is touched.
     """
     for name in os.listdir(base):
-        lock = _lock_of_the_dead(f"{base}/{name}") if name.startswith(_PREFIX) else None
+        path = f"{base}/{name}"
+        if name.startswith(f".{_PREFIX}") and _is_old(path):
+            _remove_tree(path)  # whoever began to make it was killed before it had a box
+        lock = _lock_of_the_dead(path) if name.startswith(_PREFIX) else None
         if lock is None:
             continue
-        if _sweep_boxes(f"{base}/{name}", cgroup_roots):
-            _remove_tree(f"{base}/{name}")
-        os.close(lock)
+        try:
+            if _sweep_boxes(path, cgroup_roots):
+                _remove_tree(path)
+        finally:
+            os.close(lock)
+
+
+def _is_old(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime > _MAKING_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _lock_of_the_dead(path: str) -> int | None:
@@ -90,7 +105,11 @@ def _lock_of_the_dead(path: str) -> int | None:
 def _sweep_boxes(path: str, cgroup_roots: Sequence[str]) -> bool:
     """Kill and remove the boxes of an instance; True when none is left."""
     gone = True
-    for box_id in os.listdir(f"{path}/bundles"):
+    try:
+        boxes = os.listdir(f"{path}/bundles")
+    except FileNotFoundError:
+        return False  # its owner has just ended well, and is removing it
+    for box_id in boxes:
         if len(box_id) == _ID_DIGITS and not set(box_id) - set(string.hexdigits):
             cgroup = CgroupTree(f"kavach-{box_id}", roots=cgroup_roots, settings=())
             cgroup.kill()

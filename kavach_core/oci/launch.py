@@ -132,6 +132,8 @@ class Launch:
             return any(self.box_id in name for name in os.listdir(self._state))
         except FileNotFoundError:
             return False
+        except OSError:
+            return True  # who cannot look cannot say that nothing is left
 
     def is_repairable(self) -> bool:
         """Say whether the runtime has to be called to remove what it left: never while anything of the box lives."""

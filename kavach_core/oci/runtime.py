@@ -35,8 +35,6 @@ class OciRuntime:
             bundle.
         cgroup_namespace: it can give a box a cgroup namespace.
         needs_mount_points: it makes mount points below /dev in the root itself, where it may not write.
-        needs_sealed_sources: it makes what is bound into a box read-only only inside the box, and has to be started
-            where the host's kernel makes it so.
         chooses_errno: its seccomp filter refuses a call with the error that the spec names.
     """
 
@@ -45,7 +43,6 @@ class OciRuntime:
     global_arguments: tuple[str, ...] = ()
     cgroup_namespace: bool = True
     needs_mount_points: bool = False
-    needs_sealed_sources: bool = False
     chooses_errno: bool = True
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -212,3 +213,50 @@ def test_a_box_that_does_not_boot_goes_the_long_way(run_kavach: Runner, backend:
                 file.write_text(json.dumps(kept))
     done = run_kavach(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"hi\n", b"")
+
+
+@pytest.mark.needs_crun
+def test_a_command_that_begins_before_the_dashes(run_kavach: Runner) -> None:
+    """What stands before ``--`` is then no option, and no plan is for it."""
+    for _ in range(2):
+        assert run_kavach("run", "-b", "crun", "echo", "--", "printf", "hello").stdout == b"printf hello\n"
+
+
+@pytest.mark.needs_crun
+def test_what_the_caller_has_open_and_ignores(kavach: Path) -> None:
+    """More than 1023 descriptors, and ended children that nobody is to wait for."""
+    script = (
+        "import os, signal, sys; [os.set_inheritable(os.open('/dev/null', 0), True) for _ in range(1100)];"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", script, str(kavach), "run", "-b", "crun", "--", "echo", "hi"]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"hi\n", b"")
+
+
+@pytest.mark.needs_crun
+def test_two_signals_in_a_row(kavach: Path, run_kavach: Runner) -> None:
+    """The second does not interrupt the clean-up that the first has begun; the leak check has the say."""
+    arguments = ["run", "-b", "crun", "--env", "TWO=1", "--", "sh", "-c", "echo up; sleep 1000"]
+    assert run_kavach("run", "-b", "crun", "--env", "TWO=1", "--", "true").returncode == 0
+    process = subprocess.Popen([kavach, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode in {130, 143}
+    assert errors == b""
+
+
+@pytest.mark.needs_runc
+def test_output_that_cannot_be_written(kavach: Path) -> None:
+    for _ in range(2):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [kavach, "run", "-b", "runc", "--", "echo", "x"], stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert done.returncode == 125
+        assert done.stderr.startswith(b"kavach: cannot pass on the output")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,3 +143,17 @@ def test_a_link_that_leads_out_shows_nothing_of_the_host(run_kavach: Runner, bac
     done = run_kavach("run", "-b", backend, "--rootfs", full, "--", "sh", "-c", "cat /out /up")
     assert done.returncode == 1
     assert done.stdout == b""
+
+
+async def test_what_is_mounted_below_a_root_is_read_only_too(backend: str, full: Path) -> None:
+    """Runtimes make a mount read-only, and not what is mounted below it."""
+    below = full / "data" / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", below], check=True)  # noqa: ASYNC221 - does not wait
+    try:
+        async with kavach_api.open_sandbox(backend=backend, rootfs=full) as sandbox:
+            result = await sandbox.shell("echo x >/data/below/x")
+        assert not result.ok
+        assert not list(below.iterdir())
+    finally:
+        subprocess.run(["umount", below], check=True)  # noqa: ASYNC221 - as above

@@ -1,9 +1,9 @@
 /* kavach-seal PATH... -- PROGRAM ARGUMENT...
 
-   Starts PROGRAM where each PATH of the host, with all that is mounted below it, is read-only. It is for runtimes that
-   make a box's mounts read-only only inside the box: gVisor's Sentry opens the host's files itself, and what it
-   gets wrong about a read-only mount, the host's kernel would let pass. Needs CAP_SYS_ADMIN; nothing of the host
-   itself changes, because the mounts are made in a mount namespace of PROGRAM's own. */
+   Starts PROGRAM, a runtime, where each PATH of the host, with all that is mounted below it, is read-only. Runtimes do less: runc
+   and crun make a mount read-only but not those below it, and gVisor's Sentry opens the host's files itself, so that what it gets
+   wrong about a read-only mount, the host's kernel would let pass. Needs CAP_SYS_ADMIN; nothing of the host itself
+   changes, because the mounts are made in a mount namespace of PROGRAM's own. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -17,6 +17,8 @@
 /* The kernel's numbers, for libcs older than the call: mount_setattr(2), Linux 5.12. */
 enum { MOUNT_SETATTR = 442, RECURSIVE = 0x8000 };
 #define READ_ONLY UINT64_C(0x1)
+#define NO_SETUID UINT64_C(0x2)
+#define NO_DEVICES UINT64_C(0x4)
 
 struct mount_attributes {
     uint64_t set;
@@ -31,7 +33,7 @@ static int fail(const char *what) {
 }
 
 static int seal(const char *path) {
-    struct mount_attributes read_only = {.set = READ_ONLY};
+    struct mount_attributes read_only = {.set = READ_ONLY | NO_SETUID | NO_DEVICES};
     if (mount(path, path, NULL, MS_BIND | MS_REC, NULL) != 0)
         return -1;
     return (int)syscall(MOUNT_SETATTR, AT_FDCWD, path, RECURSIVE, &read_only, sizeof read_only);

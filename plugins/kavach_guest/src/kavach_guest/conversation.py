@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 
@@ -16,6 +15,7 @@ from kavach_core.exit_status import (
 )
 from kavach_guest import protocol
 from kavach_guest.command import Command, apply
+from kavach_guest.waiting import ready, wait_for_room
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BOOT_SECONDS = 30.0
 _DRAIN_GRACE_SECONDS = 0.25
-_LATE_OUTPUT_BYTES = 1024 * 1024
+_LATE_OUTPUT_BYTES = 4 * 1024 * 1024
 _KILL_SECONDS = 0.5
 _CHUNK_BYTES = 65_536
 _NAP_SECONDS = 3600.0
@@ -62,7 +62,7 @@ class Conversation:
         self._parser = protocol.FrameParser()
         self._command = Command(1)
         self._input_open = True
-        self._writing = False
+        self._blocking = False
         self._late = 0
         self._patience = _DRAIN_GRACE_SECONDS
 
@@ -109,8 +109,8 @@ class Conversation:
             raise protocol.ProtocolViolation("the agent has gone") from None
 
     def _interrupt(self, _number: int, _: object) -> None:
-        """Leave a write that nobody takes when the deadline comes; anywhere else the loop sees to it by itself."""
-        if self._writing:
+        """Leave a read or a write that blocks when the deadline comes; anywhere else the loop sees to it by itself."""
+        if self._blocking:
             raise _DeadlineReached
 
     def _carry(self) -> None:
@@ -135,10 +135,7 @@ class Conversation:
         sources = [self._box.receive_fd]
         if self._input_open and self._command.stdin_credit and self._command.exit is None:
             sources.append(0)
-        return select.select(sources, [], [], seconds)[0]
-
-    def _ready(self, seconds: float) -> bool:
-        return bool(select.select([self._box.receive_fd], [], [], seconds)[0])
+        return ready(sources, seconds)
 
     def _take(self) -> None:
         data = self._box.receive(_NAP_SECONDS)
@@ -165,9 +162,14 @@ class Conversation:
 
     def _feed(self) -> None:
         try:
+            self._blocking = True  # another reader of the same terminal or pipe may have been quicker
             data = os.read(0, min(self._command.stdin_credit, _CHUNK_BYTES))
+        except BlockingIOError:
+            return
         except OSError:  # a directory, or a terminal that has gone
             data = b""
+        finally:
+            self._blocking = False
         if not data:
             self._end_input()
             return
@@ -185,7 +187,7 @@ class Conversation:
         self._command.kills_sent += 1
         try:
             self._tell(protocol.encode(protocol.KILL, self._command.number))
-            while not self._command.ended and self._ready(max(0.0, deadline - time.monotonic())):
+            while not self._command.ended and ready([self._box.receive_fd], max(0.0, deadline - time.monotonic())):
                 self._take()
         except (OSError, protocol.ProtocolViolation):
             return  # the box is ended next in any case
@@ -201,10 +203,13 @@ class Conversation:
         return status_of_end(code=command.exit.code, by_signal=command.exit.by_signal), ""
 
     def _write_all(self, descriptor: int, data: bytes) -> None:
-        self._writing = True
+        self._blocking = True
         try:
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(descriptor, rest) :]
+                try:
+                    rest = rest[os.write(descriptor, rest) :]
+                except BlockingIOError:  # whoever shares the stream has made it so
+                    wait_for_room(descriptor)
         finally:
-            self._writing = False
+            self._blocking = False

@@ -9,17 +9,20 @@ imported while it boots.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 
 from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
 from kavach_core.oci.instance import make_instance, remove_instance, sweep
 from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_guest.waiting import ready
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from collections.abc import Callable
+    from typing import Any
+
+    _Result = tuple[int, str] | None
 
 _GRACE_SECONDS = 1.0
 _FORCE_SECONDS = 5.0
@@ -29,9 +32,42 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _EndedBySignal(BaseException):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    pass
+
+
+class _Signals:
+    """What wants to end us: told once, where it does no harm, and remembered everywhere else.
+
+    Attributes:
+        received: the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._may_interrupt = False
+        for number in _ENDING_SIGNALS:
+            # What our caller has us ignore, as nohup does, stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+        # Ignored by our caller, and then by the runtime, it would leave nobody to wait for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.received is None:
+            self.received = number
+        if self._may_interrupt:
+            self._may_interrupt = False  # a second one must not interrupt what the first has begun
+            raise _EndedBySignal
+
+    def interrupt(self, work: Callable[[], _Result]) -> _Result:
+        """Do ``work`` unless a signal has come, and leave it when one comes."""
+        try:
+            self._may_interrupt = True
+            result = work() if self.received is None else None
+            self._may_interrupt = False
+        except _EndedBySignal:
+            return None
+        return result
 
 
 def run(plan: dict[str, Any], request: dict[str, Any], argv: list[str]) -> tuple[int, str] | None:
@@ -46,40 +82,23 @@ def run(plan: dict[str, Any], request: dict[str, Any], argv: list[str]) -> tuple
         The status to exit with, and what to say on standard error, if anything. None when the box did not start: then
         nothing has been read from standard input, and whoever called can find out why the long way.
     """
-    result: tuple[int, str] | None = None
-    for number in _ENDING_SIGNALS:
-        signal.signal(number, _end_by_signal)
+    signals = _Signals()
     box = Box(BoxPlan(**plan))
     try:
-        if box.start():
-            from kavach_guest.conversation import Conversation  # noqa: PLC0415 - while the runtime boots on another core
-
-            conversation = Conversation(box, request, argv)
-            if conversation.greet():
-                result = conversation.hold()
-    except _EndedBySignal as ended:
-        result = SIGNAL_EXIT_BASE + ended.number, ""
+        result = signals.interrupt(lambda: _talk(box, request, argv)) if box.start() else None
     finally:
-        _hold_signals()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         left = box.end()
-        _release_signals()
-    return (EXIT_FAILED, f"left on the host: {', '.join(left)}") if left else result
+    if left:
+        return EXIT_FAILED, f"left on the host: {', '.join(left)}"
+    return result if signals.received is None else (SIGNAL_EXIT_BASE + signals.received, "")
 
 
-def _end_by_signal(number: int, _: object) -> NoReturn:
-    raise _EndedBySignal(number)
+def _talk(box: Box, request: dict[str, Any], argv: list[str]) -> _Result:
+    from kavach_guest.conversation import Conversation  # noqa: PLC0415 - while the runtime boots on another core
 
-
-def _hold_signals() -> None:
-    """Let nothing interrupt the clean-up."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for number in (*_ENDING_SIGNALS, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _release_signals() -> None:
-    for number in (*_ENDING_SIGNALS, signal.SIGALRM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    conversation = Conversation(box, request, argv)
+    return conversation.hold() if conversation.greet() else None
 
 
 class Box:
@@ -138,7 +157,7 @@ class Box:
 
     def receive(self, seconds: float) -> bytes | None:
         """Wait for something from the agent and return it, b"" at its end; None when nothing came."""
-        if not select.select([self.receive_fd], [], [], seconds)[0]:
+        if not ready([self.receive_fd], seconds):
             return None
         return os.read(self.receive_fd, _READ_BYTES)
 
@@ -199,7 +218,7 @@ def _spawn(command: list[str], actions: list[Any]) -> int:
 
 def _wait(pidfd: int, seconds: float) -> bool:
     """Wait for a child's end and reap it; False when it goes on."""
-    if not select.select([pidfd], [], [], seconds)[0]:
+    if not ready([pidfd], seconds):
         return False
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     return True

@@ -136,8 +136,6 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
 
 
 def _run_command(runtime: OciRuntime, root: RootLayout) -> list[str]:
-    if not runtime.needs_sealed_sources:
-        return runtime.run_command
     sources = [str(root.path), *(str(bind.source) for bind in root.binds)]
     return [str(seal_program()), *sources, "--", *runtime.run_command]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
@@ -11,9 +11,7 @@ from kavach_core.types import ExecRequest, StartFailure, Usage
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
-from kavach_guest.process import AgentProcess
-
-_RESCUE_SECONDS: Final = 1.0
+from kavach_guest.process import KILL_DEADLINE_SECONDS, AgentProcess
 
 
 class Box(Protocol):
@@ -60,9 +58,11 @@ class AgentSession:
 
     async def _discard(self, command: Command) -> None:
         """Kill a command whose start was cancelled: nobody will ever hold it."""
-        with ignore_gone(), trio.move_on_after(_RESCUE_SECONDS, shield=True):
+        with ignore_gone(), trio.move_on_after(KILL_DEADLINE_SECONDS, shield=True) as scope:
             await self._channel.flush()
             await self._channel.wait_for(lambda: command.pid is not None or command.failure is not None)
             process = self._process(command, stdin=False)
             await process.kill()
             await process.aclose()
+        if scope.cancelled_caught:
+            await self.aclose()  # nobody could kill it any more once it starts

@@ -143,6 +143,5 @@ def _runtime(program: Path, platform: str) -> OciRuntime:
         global_arguments=(f"--platform={platform}", *_ARGUMENTS),
         cgroup_namespace=False,
         needs_mount_points=True,
-        needs_sealed_sources=True,
         chooses_errno=False,
     )

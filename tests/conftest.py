@@ -28,7 +28,7 @@ from kavach_core.cli import kept_plans
 from kavach_core.oci import workspace
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-RUNTIME_MARKERS = {"needs_runc": "runc", "needs_crun": "crun", "needs_runsc": "runsc"}
+RUNTIME_MARKERS = {"needs_runc": "runc", "needs_crun": "crun", "needs_runsc": "runsc", "needs_busybox": "busybox"}
 REQUIRED = "KAVACH_REQUIRE_RUNTIMES"
 
 BASES = tuple(Path(parent) / "kavach" for parent in ("/run", "/dev/shm", "/var/lib"))

@@ -69,8 +69,8 @@ def sweep(base: str, cgroup_roots: Sequence[str]) -> None:
     """
     for name in os.listdir(base):
         path = f"{base}/{name}"
-        if name.startswith(f".{_PREFIX}") and _is_old(path):
-            _remove_tree(path)  # whoever began to make it was killed before it had a box
+        if _is_unowned(name, path) and _is_old(path):
+            _remove_tree(path)  # whoever was making or removing it was killed: it has no box
         lock = _lock_of_the_dead(path) if name.startswith(_PREFIX) else None
         if lock is None:
             continue
@@ -79,6 +79,12 @@ def sweep(base: str, cgroup_roots: Sequence[str]) -> None:
                 _remove_tree(path)
         finally:
             os.close(lock)
+
+
+def _is_unowned(name: str, path: str) -> bool:
+    if name.startswith(f".{_PREFIX}"):
+        return True
+    return name.startswith(_PREFIX) and not os.path.exists(f"{path}/owner")
 
 
 def _is_old(path: str) -> bool:
@@ -108,7 +114,7 @@ def _sweep_boxes(path: str, cgroup_roots: Sequence[str]) -> bool:
     try:
         boxes = os.listdir(f"{path}/bundles")
     except FileNotFoundError:
-        return False  # its owner has just ended well, and is removing it
+        return True  # its owner was killed while he removed it
     for box_id in boxes:
         if len(box_id) == _ID_DIGITS and not set(box_id) - set(string.hexdigits):
             cgroup = CgroupTree(f"kavach-{box_id}", roots=cgroup_roots, settings=())

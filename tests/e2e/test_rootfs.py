@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUSYBOX = shutil.which("busybox", path="/usr/local/bin:/usr/bin:/bin")
 
-pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="needs busybox-static")
+pytestmark = pytest.mark.needs_busybox
 
 
 def snapshot(root: Path) -> dict[str, tuple[object, ...]]:

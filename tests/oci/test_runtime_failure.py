@@ -96,13 +96,13 @@ async def test_what_it_says_is_kept_short(monkeypatch: pytest.MonkeyPatch, tmp_p
 async def test_runtime_that_hangs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci_boot, "BOOT_DEADLINE_SECONDS", 0.5)
     with trio.fail_after(20), pytest.raises(kavach_api.CreateError):
-        await boot(program(tmp_path, "trap '' TERM; while :; do sleep 1000; done"))
+        await boot(program(tmp_path, "trap '' TERM; exec sleep 1000"))
 
 
 async def test_runtime_that_hangs_can_be_cancelled(tmp_path: Path) -> None:
     with trio.fail_after(20):
         with trio.move_on_after(0.3) as scope:
-            await boot(program(tmp_path, "while :; do sleep 1000; done"))
+            await boot(program(tmp_path, "exec sleep 1000"))
         assert scope.cancelled_caught
 
 
@@ -119,7 +119,7 @@ async def test_program_that_cannot_be_started(tmp_path: Path) -> None:
 
 async def test_runtime_that_does_not_end_with_its_box(tmp_path: Path, host: Host) -> None:
     """Its box ends all the same, by what the kernel knows of it."""
-    runtime = program(tmp_path, f'{RUNC} "$@"; while :; do sleep 1000; done')
+    runtime = program(tmp_path, f'{RUNC} "$@"; exec sleep 1000')
     with trio.fail_after(30):
         await boot(runtime)
     assert not host.cgroups(BOX)

@@ -273,10 +273,10 @@ async def test_a_background_holder_that_trickles_does_not_hold() -> None:
 
 @timeless
 async def test_a_background_holder_that_floods_does_not_hold_for_ever() -> None:
-    """A command cannot have left more than a pipe and a half."""
+    """A command cannot have left more than two pipes of 1 MiB and the credit of both."""
     process = Process([out(b"x"), (0, OK), *[out(bytes(64 * KIB), at=0.001)] * 1000, NEVER])
     run = await run_command(Session(process), command())
-    assert KIB * KIB < run.stdout.total <= KIB * KIB + 1 + 64 * KIB
+    assert 4 * KIB * KIB < run.stdout.total <= 4 * KIB * KIB + 1 + 64 * KIB
     assert process.closed
 
 

@@ -179,7 +179,7 @@ def test_plain_user_is_told_and_nothing_changes(checkout: Checkout, tmp_path: Pa
     )
     assert result.returncode == 0
     assert result.stdout == ""
-    assert "missing: runc runsc cc-static\n" in result.stderr
+    assert "missing: runc runsc cc-static busybox\n" in result.stderr
     assert "run as root: scripts/install-runtimes --for-tests" in result.stderr
     assert checkout.listing() == before
 

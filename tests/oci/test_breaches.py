@@ -6,7 +6,9 @@ So each of the checks can fail. They run on runc and crun where the host's kerne
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,6 +94,8 @@ CASES: list[tuple[str, Change, str, str]] = [
 def booted_with(monkeypatch: pytest.MonkeyPatch, change: Change | None) -> None:
     """Let every spec be changed before it is written."""
     build = oci_boot.build_spec
+    # The seal is a second lock before what is bound in; here it is the spec's own that is looked at.
+    monkeypatch.setattr(oci_boot, "_run_command", lambda runtime, _: runtime.run_command)
 
     def changed(*arguments: Any, **options: Any) -> Spec:  # noqa: ANN401 - whatever it takes
         spec = copy.deepcopy(build(*arguments, **options))
@@ -216,3 +220,24 @@ async def test_what_the_agent_sees_to_itself(
 
     booted_with(monkeypatch, change)
     assert line in await look(runtime, "cat /proc/self/status"), AGENT_KEEPS
+
+
+@pytest.mark.parametrize(("sealed", "answer"), [(True, "refused"), (False, "written")])
+async def test_the_seal_holds_for_what_is_mounted_below(
+    monkeypatch: pytest.MonkeyPatch, runtime: str, open_path: Path, *, sealed: bool, answer: str
+) -> None:
+    """The runtime makes the root read-only, and not a file system of the host that is mounted below it."""
+    for name in ("usr", "below", "dev", "proc", "tmp"):
+        (open_path / name).mkdir()
+    (open_path / "tmp").chmod(0o1777)
+    for link in ("bin", "lib", "lib64"):
+        (open_path / link).symlink_to(f"usr/{link}")
+    if not sealed:
+        monkeypatch.setattr(oci_boot, "_run_command", lambda runtime, _: runtime.run_command)
+    with ExitStack() as mounts:
+        for source, target in ((["--bind", "/usr"], "usr"), (["-t", "tmpfs", "-o", "mode=1777", "tmpfs"], "below")):
+            subprocess.run(["mount", *source, open_path / target], check=True)  # noqa: ASYNC221 - does not wait
+            mounts.callback(subprocess.run, ["umount", open_path / target], check=True)
+        async with kavach_api.open_sandbox(backend=runtime, rootfs=open_path) as sandbox:
+            result = await sandbox.shell("touch /below/x 2>/dev/null && echo written || echo refused")
+    assert result.stdout.strip() == answer

@@ -15,7 +15,18 @@ import trio
 from attrs import field, frozen
 
 from kavach_core.policy import SandboxPolicy
-from kavach_core.types import ExecRequest, GuestExit, Output, ProbeReport, StartFailure, Usage, User
+from kavach_core.types import (
+    ExecRequest,
+    GuestExit,
+    LimitEvents,
+    Output,
+    ProbeReport,
+    ProcessInfo,
+    StartFailure,
+    TerminalSize,
+    Usage,
+    User,
+)
 
 API_VERSION: Final = (1, 0)
 """Version of this contract, as (major, minor)."""
@@ -105,6 +116,16 @@ class GuestProcess(Protocol):
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the first process of the command; nothing happens when that has ended."""
 
+    async def resize(self, size: TerminalSize) -> None:
+        """Tell the command's terminal its new size; nothing happens when it has none, or the command has ended."""
+
+    async def cpu_seconds(self) -> float:
+        """Return the CPU time of all processes of the command so far, those that have ended included.
+
+        Raises:
+            SandboxGone: when the box has ended.
+        """
+
     async def kill(self) -> None:
         """Kill every process of the command, wherever it has moved, and return when none is alive.
 
@@ -130,7 +151,27 @@ class Session(Protocol):
         """
 
     async def usage(self) -> Usage:
-        """Return what the box has used so far."""
+        """Return what the box has used so far, or had used in all when it has ended."""
+
+    def limit_events(self) -> LimitEvents:
+        """Return how often the box has met its limits, also after it has ended. Quick: it does not wait."""
+
+    async def processes(self) -> tuple[ProcessInfo, ...]:
+        """Return the processes of the box, but for its agent's own.
+
+        Raises:
+            SandboxGone: when the box has ended.
+        """
+
+    async def pause(self) -> None:
+        """Stop the whole box, so that it uses no CPU, until ``resume``.
+
+        Raises:
+            SandboxGone: when the box has ended.
+        """
+
+    async def resume(self) -> None:
+        """Let a paused box go on; nothing happens when it is not paused."""
 
     async def aclose(self) -> None:
         """End the box and remove what belonged to it. May be called again.

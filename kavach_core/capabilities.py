@@ -8,6 +8,9 @@ EXEC: Final = "exec"
 EXEC_STDIN: Final = "exec.stdin"
 EXEC_USER: Final = "exec.user"
 EXEC_KILL_TREE: Final = "exec.kill_tree"
+EXEC_PTY: Final = "exec.pty"
+FILES: Final = "files"
+PAUSE: Final = "pause"
 NET_NONE: Final = "net.none"
 FS_HOST_TOOLCHAIN: Final = "fs.host_toolchain"
 FS_ROOTFS: Final = "fs.rootfs"
@@ -26,6 +29,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     EXEC_STDIN: "feed a command's standard input",
     EXEC_USER: "start a command as any user of the box",
     EXEC_KILL_TREE: "kill a command with everything it has started, wherever that has moved",
+    EXEC_PTY: "start a command in a pseudo terminal",
+    FILES: "read and write files without a program in the box",
+    PAUSE: "stop the whole box and let it go on",
     NET_NONE: "give the box no network but its own loopback",
     FS_HOST_TOOLCHAIN: "show the host's own programs, read-only, as the root file system",
     FS_ROOTFS: "use a directory as the root file system",

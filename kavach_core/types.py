@@ -41,6 +41,19 @@ class User:
 
 
 @frozen(kw_only=True)
+class TerminalSize:
+    """Size of a terminal, in characters.
+
+    Attributes:
+        rows: 1 to 65535.
+        columns: 1 to 65535.
+    """
+
+    rows: int = 24
+    columns: int = 80
+
+
+@frozen(kw_only=True)
 class ExecRequest:
     """One command, fully resolved: what a session is asked to start.
 
@@ -50,6 +63,8 @@ class ExecRequest:
         cwd: absolute working directory in the box.
         user: identity of the command.
         stdin: True for a pipe fed by the caller, False for ``/dev/null``.
+        terminal: give it a pseudo terminal of this size for all three streams; what it writes is standard output then.
+        exec_id: the caller's number for it, told back by ``Session.processes``.
     """
 
     argv: tuple[bytes, ...]
@@ -57,6 +72,8 @@ class ExecRequest:
     cwd: bytes
     user: User
     stdin: bool = False
+    terminal: TerminalSize | None = None
+    exec_id: int = 0
 
 
 @frozen(kw_only=True)
@@ -117,15 +134,69 @@ class Usage:
 
     Attributes:
         cpu_seconds: CPU time of all its processes, the runtime's own included.
+        cpu_user_seconds: the part of it in user mode.
+        cpu_system_seconds: the part of it in the kernel.
+        memory_bytes: memory it holds now.
         memory_peak_bytes: the most memory it held at once.
         memory_limit_hits: how often an allocation met the memory limit.
-        pids: processes (on gVisor: host threads) alive now.
+        oom_kills: how many of its processes the kernel has killed for want of memory.
+        pids: tasks of the host (on gVisor: threads of the runtime) alive now.
+        pids_peak: the most of them at once.
+        bytes_in: bytes that were sent to the box: input, files.
+        bytes_out: bytes that came from it: output, files.
     """
 
     cpu_seconds: float | None = None
+    cpu_user_seconds: float | None = None
+    cpu_system_seconds: float | None = None
+    memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     memory_limit_hits: int | None = None
+    oom_kills: int | None = None
     pids: int | None = None
+    pids_peak: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+
+
+@frozen(kw_only=True)
+class LimitEvents:
+    """How often a box has met its limits since it was booted, as the host's kernel counted. None = not counted here.
+
+    Attributes:
+        oom_kills: processes killed for want of memory.
+        pids_refusals: processes and threads that were not created for the limit on their number.
+    """
+
+    oom_kills: int | None = None
+    pids_refusals: int | None = None
+
+
+@frozen(kw_only=True)
+class ProcessInfo:
+    """One process in a box, as its agent sees it.
+
+    Attributes:
+        pid: its process id in the box.
+        parent_pid: that of its parent.
+        exec_id: the command it belongs to, or None when nothing says so.
+        uid: its user, in the ids of the box.
+        state: one letter as in ``proc(5)``: R, S, D, T, Z and so on.
+        threads: how many threads it has.
+        cpu_seconds: CPU time it has used.
+        rss_bytes: memory it holds.
+        name: name of its program, up to 15 bytes, made safe to show.
+    """
+
+    pid: int
+    parent_pid: int
+    exec_id: int | None
+    uid: int
+    state: str
+    threads: int
+    cpu_seconds: float
+    rss_bytes: int
+    name: str
 
 
 @frozen(kw_only=True)

@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from kavach_core.printable import printable
+
 _PIPE_BYTES: Final = 65_536
 _KEPT_STDERR_BYTES: Final = 8192
 
@@ -123,11 +125,3 @@ def _detach(file: object) -> int:
     descriptor = os.dup(file.fileno())  # type: ignore[attr-defined]  # Popen types its pipes as IO[bytes] | None
     file.close()  # type: ignore[attr-defined]
     return descriptor
-
-
-def printable(raw: bytes) -> str:
-    """Return text without control characters, which could steer a terminal or forge a line of a log."""
-    text = raw.decode(errors="replace")
-    return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )

@@ -15,7 +15,7 @@ from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel
 
 from kavach_core.config import NOBODY
-from kavach_core.types import ExecRequest, Usage
+from kavach_core.types import ExecRequest, LimitEvents, Usage
 
 # Written down from docs/reference/guest-protocol.md, not taken from the code under test.
 HEADER = struct.Struct("<IBBHI")
@@ -72,6 +72,16 @@ class Box:
     async def usage(self) -> Usage:
         """Return nothing known."""
         return Usage()
+
+    def limit_events(self) -> LimitEvents:
+        """Return nothing known."""
+        return LimitEvents()
+
+    async def pause(self) -> None:
+        """Go on: nothing here can be frozen."""
+
+    async def resume(self) -> None:
+        """Go on."""
 
     async def end(self) -> None:
         """Note it."""

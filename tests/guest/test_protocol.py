@@ -13,7 +13,7 @@ from kavach_guest import protocol
 from kavach_guest.protocol import Frame, FrameParser, ProtocolViolation
 
 from kavach_core.config import NOBODY
-from kavach_core.types import ExecRequest, User
+from kavach_core.types import ExecRequest, TerminalSize, User
 
 # From the tables of docs/reference/guest-protocol.md: type, name, shortest and longest payload, streams, of a channel.
 GUEST_FRAMES = {
@@ -27,6 +27,9 @@ GUEST_FRAMES = {
     0x88: ("KILLED", 4, 4, {0}, True),
     0x89: ("PONG", 0, 64, {0}, False),
     0x8A: ("END", 0, 0, {0}, True),
+    0x8B: ("PROCESS", 41, 105, {0}, False),
+    0x8C: ("LISTED", 0, 0, {0}, False),
+    0x8D: ("CPU", 8, 8, {0}, True),
     0x8F: ("ERROR", 0, 256, {0}, False),
 }
 HOST_FRAMES = {
@@ -39,6 +42,9 @@ HOST_FRAMES = {
     0x07: "KILL",
     0x08: "CLOSE",
     0x09: "PING",
+    0x0A: "RESIZE",
+    0x0B: "PROCESSES",
+    0x0C: "CPU",
 }
 
 
@@ -79,14 +85,14 @@ def test_the_numbers_of_the_frames() -> None:
 def test_the_limits() -> None:
     assert (protocol.MAX_PAYLOAD, protocol.MAX_START_PAYLOAD) == (65_536, 1_048_576)
     assert (protocol.INITIAL_CREDIT, protocol.MAX_CREDIT) == (262_144, 16_777_216)
-    assert (protocol.MAJOR, protocol.MINOR, protocol.MAGIC) == (1, 0, b"KVCH")
+    assert (protocol.MAJOR, protocol.MINOR, protocol.MAGIC) == (1, 1, b"KVCH")
     assert protocol.FAILURE_STAGES == {1: "request", 2: "resources", 3: "identity", 4: "cwd", 5: "program"}
 
 
 @pytest.mark.parametrize(
     ("frame", "golden"),
     [
-        (protocol.encode_hello(), "08000000 01 00 0000 00000000 4b564348 0100 0000"),
+        (protocol.encode_hello(), "08000000 01 00 0000 00000000 4b564348 0100 0100"),
         (protocol.encode(protocol.DATA, 1, b"hi"), "02000000 03 00 0000 01000000 6869"),
         (protocol.encode(protocol.DATA, 0x01020304, b"x"), "01000000 03 00 0000 04030201 78"),
         (protocol.encode(protocol.EOF, 2), "00000000 04 00 0000 02000000"),
@@ -97,6 +103,9 @@ def test_the_limits() -> None:
         (protocol.encode(protocol.KILL, 5), "00000000 07 00 0000 05000000"),
         (protocol.encode(protocol.CLOSE, 6), "00000000 08 00 0000 06000000"),
         (protocol.encode(protocol.PING, payload=b"??"), "02000000 09 00 0000 00000000 3f3f"),
+        (protocol.encode_resize(7, TerminalSize(rows=24, columns=258)), "04000000 0a 00 0000 07000000 1800 0201"),
+        (protocol.encode(protocol.PROCESSES), "00000000 0b 00 0000 00000000"),
+        (protocol.encode(protocol.CPU, 8), "00000000 0c 00 0000 08000000"),
     ],
 )
 def test_the_bytes_of_each_frame_to_the_agent(frame: bytes, golden: str) -> None:
@@ -119,6 +128,13 @@ def test_the_bytes_of_start() -> None:
         07 01000000 01
     """
     assert protocol.encode_start(7, request) == bytes.fromhex("".join(golden.split()))
+
+
+def test_the_bytes_of_what_start_may_say_besides() -> None:
+    terminal = TerminalSize(rows=25, columns=80)
+    request = ExecRequest(argv=(b"x",), env=(), cwd=b"/", user=User(uid=1, gid=2), terminal=terminal, exec_id=515)
+    golden = "09 04000000 1900 5000   0a 01000000 01   0b 08000000 0302000000000000"
+    assert protocol.encode_start(1, request, tool=True).endswith(bytes.fromhex(golden))
 
 
 @given(
@@ -233,6 +249,17 @@ def test_an_end_that_cannot_be(kind: int, code: int) -> None:
         protocol.decode_exited(struct.pack("<IIQQQ", kind, code, 0, 0, 0))
 
 
+def test_a_process() -> None:
+    payload = struct.pack("<IIIIQQQB", 1, 2, 3, 4, 5, 6, 7, ord("S")) + b"a\nb"
+    assert protocol.decode_process(payload) == (1, 2, 3, 4, 5, 6, 7, "S", b"a\nb")
+
+
+@pytest.mark.parametrize("state", [0, 10, 0x1B, 0x30, 0xE4, 0xFF])
+def test_a_process_in_no_state(state: int) -> None:
+    with pytest.raises(ProtocolViolation):
+        protocol.decode_process(struct.pack("<IIIIQQQB", 1, 2, 3, 4, 5, 6, 7, state))
+
+
 @pytest.mark.parametrize("stage", range(1, 6))
 def test_a_failed_start(stage: int) -> None:
     assert protocol.decode_failed(struct.pack("<II", stage, 2)) == (protocol.FAILURE_STAGES[stage], 2)
@@ -258,7 +285,7 @@ odd_frames = st.builds(
     lambda kind, payload, stream, channel, reserved: raw(
         kind, payload, stream=stream, channel=channel, reserved=reserved
     ),
-    st.sampled_from([*GUEST_FRAMES, 0, 1, 0x8B, 0xFF]),
+    st.sampled_from([*GUEST_FRAMES, 0, 1, 0x8E, 0xFF]),
     st.binary(max_size=40),
     st.integers(0, 3),
     st.integers(0, 3),

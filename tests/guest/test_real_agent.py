@@ -24,7 +24,7 @@ from kavach_guest.session import AgentSession
 from kavach_core.abc import GuestStartError
 from kavach_core.errors import SandboxGone
 from kavach_core.execution import Command, Run, run_command
-from kavach_core.types import ExecRequest, Outcome, Usage, User
+from kavach_core.types import ExecRequest, LimitEvents, Outcome, Usage, User
 
 OURSELVES = User(uid=os.getuid(), gid=os.getgid())
 ENV = (b"PATH=/usr/bin:/bin", b"LANG=C.UTF-8")
@@ -39,6 +39,16 @@ class PlainBox:
     async def usage(self) -> Usage:
         """Return nothing known."""
         return Usage()
+
+    def limit_events(self) -> LimitEvents:
+        """Return nothing known."""
+        return LimitEvents()
+
+    async def pause(self) -> None:
+        """Go on: nothing here can be frozen."""
+
+    async def resume(self) -> None:
+        """Go on."""
 
     async def end(self) -> None:
         """Kill it and wait for its end."""

@@ -18,8 +18,11 @@ from typing import Final
 import trio
 
 from kavach_core.errors import GuestProtocolError, SandboxError, SandboxGone
+from kavach_core.printable import printable
+from kavach_core.types import ProcessInfo
 from kavach_guest import protocol
 from kavach_guest.command import Command, apply
+from kavach_guest.listing import Listing
 
 _READ_BYTES: Final = 262_144
 
@@ -40,6 +43,10 @@ class GuestChannel:
         send_fd: the pipe to the agent.
         sandbox_id: for errors.
         on_violation: called when the agent has broken the protocol: ends the box at once.
+
+    Attributes:
+        bytes_in: bytes of input sent to commands.
+        bytes_out: bytes of output that came from them.
     """
 
     def __init__(
@@ -54,6 +61,9 @@ class GuestChannel:
         self._parser = protocol.FrameParser()
         self._outgoing: deque[memoryview] = deque()
         self._flush_lock = trio.Lock()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._listing: Listing | None = None
         self._commands: dict[int, Command] = {}
         self._last_number = 0
         self._waiters: dict[_Waiter, None] = {}
@@ -85,6 +95,20 @@ class GuestChannel:
         self._last_number = number
         command = self._commands[number] = Command(number)
         return command
+
+    async def list_processes(self) -> tuple[ProcessInfo, ...]:
+        """Ask the agent for the processes of the box. One listing at a time: others wait for their turn.
+
+        Cancellation: the next listing waits for what is still told of this one.
+
+        Raises:
+            SandboxGone: when the agent has ended.
+        """
+        await self.wait_for(lambda: self._listing is None)
+        listing = self._listing = Listing()
+        await self.send(protocol.encode(protocol.PROCESSES))
+        await self.wait_for(lambda: listing.complete)
+        return listing.processes
 
     async def send(self, *frames: bytes) -> None:
         """Queue whole frames and write until they are gone.
@@ -210,14 +234,20 @@ class GuestChannel:
         if not self._greeted:
             self._greet(frame)
         elif frame.type == protocol.GUEST_ERROR:
-            raise protocol.ProtocolViolation(f"it reports {_printable(frame.payload)}")
-        elif frame.type in (protocol.GUEST_HELLO, protocol.GUEST_PONG):
+            raise protocol.ProtocolViolation(f"it reports {printable(frame.payload)!r}")
+        elif frame.type in (protocol.GUEST_PROCESS, protocol.GUEST_LISTED) and self._listing is not None:
+            self._listing.apply(frame)
+            if self._listing.complete:
+                self._listing = None
+        elif not frame.channel:
             raise protocol.ProtocolViolation("an answer that nobody asked for")
         else:
             command = self._commands.get(frame.channel)
             if command is None:
                 raise protocol.ProtocolViolation(f"a frame for channel {frame.channel}, which is not open")
             apply(frame, command)
+            if frame.type == protocol.GUEST_DATA:
+                self.bytes_out += len(frame.payload)
             if command.ended:
                 del self._commands[command.number]
 
@@ -288,10 +318,6 @@ class GuestChannel:
             os.close(fd)
         self._send_fd = self._receive_fd = -1
         self._outgoing.clear()
-
-
-def _printable(payload: bytes) -> str:
-    return repr(payload.decode(errors="replace"))
 
 
 def ignore_gone() -> contextlib.AbstractContextManager[None]:

@@ -59,6 +59,9 @@ class Command:
         self.ended = False
         self.kills_answered = 0
         self.kills_sent = 0
+        self.cpu_us = 0
+        self.cpu_asked = 0
+        self.cpu_answered = 0
         self.survivors = 0
 
 
@@ -84,14 +87,29 @@ def apply(frame: protocol.Frame, command: Command) -> None:
             _add_stdin_credit(command, protocol.decode_number(frame.payload))
         case protocol.GUEST_EXITED if running and command.exit is None:
             command.exit = protocol.decode_exited(frame.payload)
-        case protocol.GUEST_KILLED if command.kills_answered < command.kills_sent:
-            command.kills_answered += 1
-            command.survivors = protocol.decode_number(frame.payload)
+        case protocol.GUEST_KILLED | protocol.GUEST_CPU:
+            _take_answer(frame, command)
         case protocol.GUEST_END if command.failure is not None or command.exit is not None:
             _check_complete(command)
             command.ended = True
         case _:
-            raise protocol.ProtocolViolation(f"a frame of type 0x{frame.type:02x} at the wrong time")
+            raise _untimely(frame)
+
+
+def _take_answer(frame: protocol.Frame, command: Command) -> None:
+    """Take what the host has asked for, once for each time it has."""
+    if frame.type == protocol.GUEST_KILLED and command.kills_answered < command.kills_sent:
+        command.kills_answered += 1
+        command.survivors = protocol.decode_number(frame.payload)
+    elif frame.type == protocol.GUEST_CPU and command.cpu_answered < command.cpu_asked:
+        command.cpu_answered += 1
+        command.cpu_us = protocol.decode_cpu(frame.payload)
+    else:
+        raise _untimely(frame)
+
+
+def _untimely(frame: protocol.Frame) -> protocol.ProtocolViolation:
+    return protocol.ProtocolViolation(f"a frame of type 0x{frame.type:02x} at the wrong time")
 
 
 def _add_stdin_credit(command: Command, amount: int) -> None:

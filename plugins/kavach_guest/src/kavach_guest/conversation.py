@@ -49,6 +49,8 @@ class _Request:
         self.gid = data["gid"]
         self.groups = tuple(data["groups"])
         self.stdin = True
+        self.terminal = None
+        self.exec_id = 1
 
 
 class Conversation:

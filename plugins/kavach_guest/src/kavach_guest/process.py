@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from kavach_core.errors import SandboxGone
-from kavach_core.types import GuestExit, Output, Stream
+from kavach_core.types import GuestExit, Output, Stream, TerminalSize
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
@@ -90,6 +90,7 @@ class InputStream(trio.abc.SendStream):
                 raise trio.BrokenResourceError("the command has ended")
             size = min(len(rest), self._command.stdin_credit, protocol.MAX_PAYLOAD)
             self._command.stdin_credit -= size
+            self._channel.bytes_in += size
             await self._channel.send(protocol.encode(protocol.DATA, self._command.number, bytes(rest[:size])))
             rest = rest[size:]
 
@@ -117,10 +118,12 @@ class AgentProcess:
         command: Command,
         *,
         stdin: bool,
+        terminal: bool,
         end_box: Callable[[], Awaitable[None]],
     ) -> None:
         self._channel = channel
         self._command = command
+        self._has_terminal = terminal
         self._end_box = end_box
         self.pid = command.pid or 0
         self.stdin: trio.abc.SendStream | None = InputStream(channel, command) if stdin else None
@@ -165,6 +168,21 @@ class AgentProcess:
         """Send a signal to the first process."""
         if self._command.exit is None:
             await self._channel.send(protocol.encode_signal(self._command.number, signal, group=False))
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Tell the terminal its new size."""
+        if self._has_terminal and not self._command.ended:
+            await self._channel.send(protocol.encode_resize(self._command.number, size))
+
+    async def cpu_seconds(self) -> float:
+        """Return the CPU time of all processes of the command so far; once it has ended, what was last known."""
+        command = self._command
+        if not command.ended:
+            command.cpu_asked += 1
+            wanted = command.cpu_asked
+            await self._channel.send(protocol.encode(protocol.CPU, command.number))
+            await self._channel.wait_for(lambda: command.cpu_answered >= wanted or command.ended)
+        return command.cpu_us / 1e6
 
     async def kill(self) -> None:
         """Kill every process of the command; end the whole box when that cannot be done in time."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-    from kavach_core.types import ExecRequest
+    from kavach_core.types import ExecRequest, TerminalSize
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 MAGIC: Final = b"KVCH"
 
 MAX_PAYLOAD: Final = 65_536
@@ -39,6 +39,9 @@ SIGNAL: Final = 0x06
 KILL: Final = 0x07
 CLOSE: Final = 0x08
 PING: Final = 0x09
+RESIZE: Final = 0x0A
+PROCESSES: Final = 0x0B
+CPU: Final = 0x0C
 
 GUEST_HELLO: Final = 0x81
 GUEST_STARTED: Final = 0x82
@@ -50,6 +53,9 @@ GUEST_FAILED: Final = 0x87
 GUEST_KILLED: Final = 0x88
 GUEST_PONG: Final = 0x89
 GUEST_END: Final = 0x8A
+GUEST_PROCESS: Final = 0x8B
+GUEST_LISTED: Final = 0x8C
+GUEST_CPU: Final = 0x8D
 GUEST_ERROR: Final = 0x8F
 
 FAILURE_STAGES: Final = {1: "request", 2: "resources", 3: "identity", 4: "cwd", 5: "program"}
@@ -62,8 +68,13 @@ _U32 = struct.Struct("<I")
 _EXITED = struct.Struct("<IIQQQ")
 _FAILED = struct.Struct("<II")
 _FIELD = struct.Struct("<BI")
+_SIZE = struct.Struct("<HH")
+_U64 = struct.Struct("<Q")
+_PROCESS = struct.Struct("<IIIIQQQB")
 
-_ARG, _ENV, _CWD, _UID, _GID, _GROUP, _STDIN, _UMASK = range(1, 9)
+_MAX_NAME = 64
+
+_ARG, _ENV, _CWD, _UID, _GID, _GROUP, _STDIN, _UMASK, _TTY, _TOOL, _LABEL = range(1, 12)
 
 
 class ProtocolViolation(Exception):  # noqa: N818 - it is the agent that errs
@@ -92,6 +103,17 @@ class Exited(namedtuple("Exited", ("by_signal", "code", "user_us", "system_us", 
     """Payload of EXITED.
 
     Fields: by_signal bool; code int; user_us int; system_us int; max_rss_bytes int.
+    """
+
+    __slots__ = ()
+
+
+class Process(
+    namedtuple("Process", ("pid", "parent", "uid", "threads", "label", "cpu_us", "rss_bytes", "state", "name"))
+):
+    """Payload of PROCESS.
+
+    Fields: pid int; parent int; uid int; threads int; label int; cpu_us int; rss_bytes int; state str; name bytes.
     """
 
     __slots__ = ()
@@ -135,6 +157,9 @@ _SHAPES: Final = {
     GUEST_KILLED: _Shape(_U32.size, _U32.size),
     GUEST_PONG: _Shape(0, 64, of_channel=False),
     GUEST_END: _Shape(0, 0),
+    GUEST_PROCESS: _Shape(_PROCESS.size, _PROCESS.size + _MAX_NAME, of_channel=False),
+    GUEST_LISTED: _Shape(0, 0, of_channel=False),
+    GUEST_CPU: _Shape(_U64.size, _U64.size),
     GUEST_ERROR: _Shape(0, 256, of_channel=False),
 }
 
@@ -200,6 +225,25 @@ def decode_number(payload: bytes) -> int:
     return value
 
 
+def decode_cpu(payload: bytes) -> int:
+    """Decode CPU: microseconds."""
+    value: int = _U64.unpack(payload)[0]
+    return value
+
+
+def decode_process(payload: bytes) -> Process:
+    """Decode PROCESS.
+
+    Raises:
+        ProtocolViolation: when the state is no letter.
+    """
+    pid, parent, uid, threads, label, cpu_us, rss_bytes, state = _PROCESS.unpack_from(payload)
+    letter = chr(state)
+    if not (letter.isascii() and letter.isalpha()):
+        raise ProtocolViolation(f"an impossible state of a process: {state}")
+    return Process(pid, parent, uid, threads, label, cpu_us, rss_bytes, letter, payload[_PROCESS.size :])
+
+
 def decode_exited(payload: bytes) -> Exited:
     """Decode EXITED.
 
@@ -244,8 +288,18 @@ def encode_signal(channel: int, signal: int, *, group: bool) -> bytes:
     return encode(SIGNAL, channel, bytes((signal, group)))
 
 
-def encode_start(channel: int, request: ExecRequest) -> bytes:
+def encode_resize(channel: int, size: TerminalSize) -> bytes:
+    """Encode RESIZE."""
+    return encode(RESIZE, channel, _SIZE.pack(size.rows, size.columns))
+
+
+def encode_start(channel: int, request: ExecRequest, *, tool: bool = False) -> bytes:
     """Encode START.
+
+    Args:
+        channel: its number.
+        request: what to start.
+        tool: start the agent's own program instead of the one that the request names.
 
     Raises:
         ValueError: when the payload is larger than the protocol allows.
@@ -256,6 +310,12 @@ def encode_start(channel: int, request: ExecRequest) -> bytes:
     fields += [_field(_CWD, request.cwd), _number_field(_UID, user.uid), _number_field(_GID, user.gid)]
     fields += [_number_field(_GROUP, group) for group in user.groups]
     fields.append(_field(_STDIN, bytes((request.stdin,))))
+    if request.terminal is not None:
+        fields.append(_field(_TTY, _SIZE.pack(request.terminal.rows, request.terminal.columns)))
+    if tool:
+        fields.append(_field(_TOOL, b"\1"))
+    if request.exec_id:
+        fields.append(_field(_LABEL, _U64.pack(request.exec_id)))
     payload = b"".join(fields)
     if len(payload) > MAX_START_PAYLOAD:
         raise ValueError(f"{len(payload)} bytes of arguments and environment, at most {MAX_START_PAYLOAD} are possible")

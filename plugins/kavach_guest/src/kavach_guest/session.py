@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import attrs
 import trio
 
 from kavach_core.abc import GuestStartError
-from kavach_core.types import ExecRequest, StartFailure, Usage
+from kavach_core.types import ExecRequest, LimitEvents, ProcessInfo, StartFailure, Usage
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
@@ -19,6 +20,15 @@ class Box(Protocol):
 
     async def usage(self) -> Usage:
         """Return what the box has used so far."""
+
+    def limit_events(self) -> LimitEvents:
+        """Return how often the box has met its limits."""
+
+    async def pause(self) -> None:
+        """Freeze the box; SandboxGone when it has ended."""
+
+    async def resume(self) -> None:
+        """Thaw it."""
 
     async def end(self) -> None:
         """Kill the box and remove what belonged to it; shielded, bounded in time, callable again."""
@@ -33,35 +43,59 @@ class AgentSession:
 
     async def start(self, request: ExecRequest) -> AgentProcess:
         """Start a command."""
-        command = self._channel.open_command(lambda number: protocol.encode_start(number, request))
+        return await self._start(request, tool=False)
+
+    async def start_tool(self, request: ExecRequest) -> AgentProcess:
+        """Start the agent's own program as a command; errors and cancellation as for ``start``."""
+        return await self._start(request, tool=True)
+
+    async def _start(self, request: ExecRequest, *, tool: bool) -> AgentProcess:
+        command = self._channel.open_command(lambda number: protocol.encode_start(number, request, tool=tool))
         try:
             await self._channel.flush()
             await self._channel.wait_for(lambda: command.pid is not None or command.failure is not None)
         except trio.Cancelled:
-            await self._discard(command)
+            await self._discard(command, request)
             raise
         if command.failure is not None:
             raise GuestStartError(StartFailure(stage=command.failure.stage, errno=command.failure.errno))
-        return self._process(command, stdin=request.stdin)
+        return self._process(command, request)
 
     async def usage(self) -> Usage:
         """Return what the box has used so far."""
-        return await self._box.usage()
+        return attrs.evolve(await self._box.usage(), bytes_in=self._channel.bytes_in, bytes_out=self._channel.bytes_out)
+
+    def limit_events(self) -> LimitEvents:
+        """Return how often the box has met its limits."""
+        return self._box.limit_events()
+
+    async def processes(self) -> tuple[ProcessInfo, ...]:
+        """Return the processes of the box."""
+        return await self._channel.list_processes()
+
+    async def pause(self) -> None:
+        """Freeze the box."""
+        await self._box.pause()
+
+    async def resume(self) -> None:
+        """Thaw it."""
+        await self._box.resume()
 
     async def aclose(self) -> None:
         """End the box."""
         self._channel.close()
         await self._box.end()
 
-    def _process(self, command: Command, *, stdin: bool) -> AgentProcess:
-        return AgentProcess(self._channel, command, stdin=stdin, end_box=self.aclose)
+    def _process(self, command: Command, request: ExecRequest) -> AgentProcess:
+        terminal = request.terminal is not None
+        return AgentProcess(self._channel, command, stdin=request.stdin, terminal=terminal, end_box=self.aclose)
 
-    async def _discard(self, command: Command) -> None:
+    async def _discard(self, command: Command, request: ExecRequest) -> None:
         """Kill a command whose start was cancelled: nobody will ever hold it."""
         with ignore_gone(), trio.move_on_after(KILL_DEADLINE_SECONDS, shield=True) as scope:
             await self._channel.flush()
             await self._channel.wait_for(lambda: command.pid is not None or command.failure is not None)
-            process = self._process(command, stdin=False)
+            process = self._process(command, request)
             await process.kill()
             await process.aclose()
         if scope.cancelled_caught:

@@ -12,6 +12,10 @@ static inline uint32_t get_u32(const unsigned char *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
+static inline uint64_t get_u64(const unsigned char *p) {
+    return get_u32(p) | (uint64_t)get_u32(p + 4) << 32;
+}
+
 static inline void put_u16(unsigned char *p, uint16_t value) {
     p[0] = (unsigned char)value;
     p[1] = (unsigned char)(value >> 8);

@@ -116,10 +116,12 @@ static const char *start_failed(uint32_t id, int stage, int error) {
     return NULL;
 }
 
-static void open_channel(struct channel *channel, uint32_t id, const struct spawned *s) {
+static void open_channel(struct channel *channel, uint32_t id, uint64_t label,
+                         const struct spawned *s) {
     *channel = (struct channel){
         .state = CHANNEL_OPEN,
         .id = id,
+        .label = label,
         .pid = s->pid,
         .in = {.fd = s->input, .ended = s->input < 0, .credit = CREDIT_INITIAL},
         .out = {{.fd = s->output[0], .credit = CREDIT_INITIAL},
@@ -144,11 +146,11 @@ const char *channel_start(uint32_t id, unsigned char *payload, uint32_t length) 
     if (s.pid != 0)
         nobody_lives = false;
     if (s.stage == STAGE_NONE) {
-        open_channel(channel, id, &s);
+        open_channel(channel, id, request.label, &s);
         return NULL;
     }
     if (s.pid != 0)
-        channel->state = CHANNEL_STALE; /* the child that failed is dying */
+        *channel = (struct channel){.state = CHANNEL_STALE}; /* the child that failed is dying */
     return start_failed(id, s.stage, s.error);
 }
 

@@ -55,6 +55,7 @@ struct channel {
     bool exited_sent;
     bool closed;
     bool stopped; /* by a SIGNAL of the host */
+    uint64_t label; /* kept when stale, for the processes that are left */
     bool just_exited; /* its last output has not been looked for yet */
     int wait_status;
     struct rusage usage;

@@ -18,7 +18,7 @@ enum {
     KILL_PATIENCE_MS = 400,
 };
 
-enum { PROTO_MAJOR = 1, PROTO_MINOR = 0 };
+enum { PROTO_MAJOR = 1, PROTO_MINOR = 1 };
 
 enum frame_type {
     HOST_HELLO = 0x01,
@@ -30,6 +30,9 @@ enum frame_type {
     HOST_KILL = 0x07,
     HOST_CLOSE = 0x08,
     HOST_PING = 0x09,
+    HOST_RESIZE = 0x0A,
+    HOST_PROCESSES = 0x0B,
+    HOST_CPU = 0x0C,
     GUEST_HELLO = 0x81,
     GUEST_STARTED = 0x82,
     GUEST_DATA = 0x83,
@@ -40,6 +43,9 @@ enum frame_type {
     GUEST_KILLED = 0x88,
     GUEST_PONG = 0x89,
     GUEST_END = 0x8A,
+    GUEST_PROCESS = 0x8B,
+    GUEST_LISTED = 0x8C,
+    GUEST_CPU = 0x8D,
     GUEST_ERROR = 0x8F,
 };
 
@@ -52,6 +58,9 @@ enum start_tag {
     TAG_GROUP = 6,
     TAG_STDIN = 7,
     TAG_UMASK = 8,
+    TAG_TTY = 9,
+    TAG_TOOL = 10,
+    TAG_LABEL = 11,
 };
 
 enum failure_stage {

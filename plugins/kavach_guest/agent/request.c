@@ -46,11 +46,18 @@ static bool take_group(struct request *r, gid_t gid) {
     return true;
 }
 
-static bool take_number(struct request *r, uint8_t tag, const unsigned char *value,
-                        uint32_t length) {
-    if (length != (tag == TAG_STDIN ? 1 : 4))
-        return false;
-    uint32_t number = tag == TAG_STDIN ? value[0] : get_u32(value);
+static bool take_flag(bool *flag, uint8_t value) {
+    *flag = value == 1;
+    return value <= 1;
+}
+
+static bool take_size(struct request *r, const unsigned char *value) {
+    r->rows = get_u16(value);
+    r->columns = get_u16(value + 2);
+    return r->rows > 0 && r->columns > 0;
+}
+
+static bool take_number(struct request *r, uint8_t tag, uint32_t number) {
     switch (tag) {
     case TAG_UID:
         r->uid = number;
@@ -60,24 +67,43 @@ static bool take_number(struct request *r, uint8_t tag, const unsigned char *val
         return group_allowed(number);
     case TAG_GROUP:
         return take_group(r, number);
-    case TAG_STDIN:
-        r->stdin_pipe = number == 1;
-        return number <= 1;
     default:
         r->umask = number;
         return number <= 0777;
     }
 }
 
+static bool take_value(struct request *r, uint8_t tag, const unsigned char *value,
+                       uint32_t length) {
+    static const uint8_t sizes[] = {[TAG_UID] = 4,  [TAG_GID] = 4,   [TAG_GROUP] = 4,
+                                    [TAG_STDIN] = 1, [TAG_UMASK] = 4, [TAG_TTY] = 4,
+                                    [TAG_TOOL] = 1,  [TAG_LABEL] = 8};
+    if (length != sizes[tag])
+        return false;
+    switch (tag) {
+    case TAG_STDIN:
+        return take_flag(&r->stdin_pipe, value[0]);
+    case TAG_TOOL:
+        return take_flag(&r->tool, value[0]);
+    case TAG_TTY:
+        return take_size(r, value);
+    case TAG_LABEL:
+        r->label = get_u64(value);
+        return true;
+    default:
+        return take_number(r, tag, get_u32(value));
+    }
+}
+
 static bool take_field(struct request *r, struct counts *counts, uint8_t tag,
                        const unsigned char *value, uint32_t length) {
-    if (tag < TAG_ARG || tag > TAG_UMASK)
+    if (tag < TAG_ARG || tag > TAG_LABEL)
         return false;
     if ((counts->seen & 1U << tag) && !is_repeatable(tag))
         return false;
     counts->seen |= 1U << tag;
     if (!is_string(tag))
-        return take_number(r, tag, value, length);
+        return take_value(r, tag, value, length);
     counts->args += tag == TAG_ARG;
     counts->envs += tag == TAG_ENV;
     return text_ok(tag, value, length);

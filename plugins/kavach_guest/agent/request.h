@@ -19,6 +19,10 @@ struct request {
     size_t group_count;
     mode_t umask;
     bool stdin_pipe;
+    bool tool; /* the agent's own program, whatever argv[0] says */
+    uint64_t label;
+    uint16_t rows; /* of its terminal; 0 without one */
+    uint16_t columns;
 };
 
 /* Parses the payload in place. 0 or EINVAL. The result is valid until the next call. */

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "identity.h"
@@ -31,6 +32,7 @@ static struct launch {
 
 static _Alignas(16) char child_stack[CHILD_STACK];
 static int null_device = -1;
+static int own_program = -1;
 /* What the box came with is for the agent; commands get the soft limit, and no way to raise it. */
 static struct rlimit agent_limit;
 static struct rlimit command_limit;
@@ -40,6 +42,11 @@ const char *spawn_prepare(void) {
     null_device = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null_device < 0)
         return "cannot open /dev/null";
+    /* For reading, as gVisor starts no program by an O_PATH descriptor. Nobody in the box can put
+       another in its place, and it needs no way to it in the root. */
+    own_program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    if (own_program < 0)
+        return "cannot open the agent's own program";
     umask(DEFAULT_UMASK);
     if (chdir("/") != 0 || getrlimit(RLIMIT_NOFILE, &agent_limit) != 0)
         return "cannot read the limits of the box";
@@ -76,6 +83,11 @@ static bool join(char *path, const char *directory, size_t directory_length, con
 
 static bool goes_on(int error) {
     return error == ENOENT || error == ENOTDIR || error == EACCES || error == ENAMETOOLONG;
+}
+
+static int execute_own_program(const struct request *r) {
+    syscall(SYS_execveat, own_program, "", r->argv, r->envp, AT_EMPTY_PATH);
+    return errno;
 }
 
 /* As execvp, but a file without a known format is an error and never given to a shell. */
@@ -130,7 +142,7 @@ static int child_main(void *unused) {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    return failed(STAGE_PROGRAM, execute(r));
+    return failed(STAGE_PROGRAM, r->tool ? execute_own_program(r) : execute(r));
 }
 
 static void close_if_open(int descriptor) {

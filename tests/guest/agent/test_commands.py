@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STARTED, G_DATA, EXITED, FAILED, END = 0x82, 0x83, 0x86, 0x87, 0x8A
 START, SIGNAL = 0x02, 0x06
-ARG, ENV, CWD, UID, GID, GROUP, STDIN, UMASK = range(1, 9)
+ARG, ENV, CWD, UID, GID, GROUP, STDIN, UMASK, TTY, TOOL, LABEL = range(1, 12)
 REQUEST, RESOURCES, IDENTITY, DIRECTORY, PROGRAM = range(1, 6)
 
 
@@ -189,6 +189,20 @@ def test_folders_that_are_too_long_are_passed_over(agent: Agent) -> None:
     assert agent.run("true", env=path("/" + "x" * 5000, "/" + "y" * 300, "/bin")).exit == (0, 0)
 
 
+# ---- the agent's own program ----
+
+
+def test_the_tool_is_the_agents_own_program(agent: Agent) -> None:
+    outcome = agent.run("/nonexistent", "--nothing", env=[], tool=True)
+    assert (outcome.exit, outcome.out) == ((0, 2), b"")
+    assert outcome.err.startswith(b"kavach-agent: ")
+    assert outcome.err.count(b"\n") == 1
+
+
+def test_a_tool_that_is_none(agent: Agent) -> None:
+    assert agent.run("echo", "plain", tool=False, label=2**64 - 1).out == b"plain\n"
+
+
 # ---- failures ----
 
 
@@ -201,7 +215,7 @@ BAD_REQUESTS = {
     "no arg": tagged(UID, 0) + tagged(GID, 0),
     "no uid": tagged(ARG, b"true") + tagged(GID, 0),
     "no gid": tagged(ARG, b"true") + tagged(UID, 0),
-    "unknown tag": required() + tagged(9, b""),
+    "unknown tag": required() + tagged(12, b""),
     "tag 0": required() + tagged(0, b""),
     "tag 255": required() + tagged(255, b"x"),
     "uid twice": required() + tagged(UID, 0),
@@ -231,6 +245,16 @@ BAD_REQUESTS = {
     "stdin 2": required() + tagged(STDIN, b"\2"),
     "stdin long": required() + tagged(STDIN, b"\1\0"),
     "stdin empty": required() + tagged(STDIN, b""),
+    "tool 2": required() + tagged(TOOL, b"\2"),
+    "tool long": required() + tagged(TOOL, b"\1\0"),
+    "tool twice": required() + tagged(TOOL, b"\0") * 2,
+    "label short": required() + tagged(LABEL, 1),
+    "label twice": required() + tagged(LABEL, b"12345678") * 2,
+    "tty short": required() + tagged(TTY, b"\1\0\1"),
+    "tty long": required() + tagged(TTY, b"\1\0\1\0\0"),
+    "tty no rows": required() + tagged(TTY, b"\0\0\1\0"),
+    "tty no columns": required() + tagged(TTY, b"\1\0\0\0"),
+    "tty twice": required() + tagged(TTY, b"\1\0\1\0") * 2,
     "umask large": required() + tagged(UMASK, 0o1000),
     "cut header": required() + b"\1\0\0\0",
     "cut value": required() + b"\1\5\0\0\0abcd",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HELLO, START, DATA, EOF, CREDIT, SIGNAL, KILL, CLOSE, PING = range(1, 10)
 STARTED, EXITED, PONG, END = 0x82, 0x86, 0x89, 0x8A
-GREETING = b"KVCH\x01\x00\x00\x00"
+GREETING = b"KVCH\x01\x00\x01\x00"
 WINDOW = 262_144
 CREDIT_LIMIT = 16_777_216
 
@@ -62,7 +62,7 @@ def test_a_wrong_opening_ends_the_box(launch: Launch, first: bytes) -> None:
 
 BROKEN = {
     "type 0": raw(0),
-    "type 10": raw(10),
+    "type 13": raw(13),
     "type 255": raw(255),
     "direction": raw(0x83, 1, b"x", 1),
     "hello again": raw(HELLO, 0, GREETING),

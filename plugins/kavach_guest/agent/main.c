@@ -14,6 +14,7 @@
 
 #include "bytes.h"
 #include "channel.h"
+#include "files.h"
 #include "host.h"
 #include "identity.h"
 #include "input.h"
@@ -269,6 +270,8 @@ static _Noreturn void run(void) {
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--files") == 0)
+        return files_main(argc, argv);
     bool plain = argc == 2 && strcmp(argv[1], "--plain") == 0;
     if (argc != 1 && !plain)
         refuse("the only argument is --plain");

@@ -19,6 +19,8 @@ from kavach_core.policy import Limits
 from kavach_core.types import Usage
 
 _CPU_PERIOD_US: Final = 100_000
+_NANO: Final = 1e-9
+_MICRO: Final = 1e-6
 _V1_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
 
 Setting = tuple[str, str, str, bool]
@@ -161,24 +163,38 @@ def read_usage(layout: CgroupLayout, name: str) -> Usage:
 
 def _usage_v1(layout: CgroupLayout, name: str) -> Usage:
     memory, pids, _, cpuacct = (layout.hierarchies.get(c, Path("/nonexistent")) / name for c in _V1_CONTROLLERS)
-    nanoseconds = _read_number(cpuacct / "cpuacct.usage")
+    # With equal limits the one on memory and swap together is met first, and counts on its own.
+    hits = [_read_number(memory / file) for file in ("memory.failcnt", "memory.memsw.failcnt")]
     return Usage(
-        cpu_seconds=None if nanoseconds is None else nanoseconds / 1e9,
+        cpu_seconds=_seconds(_read_number(cpuacct / "cpuacct.usage"), _NANO),
+        cpu_user_seconds=_seconds(_read_number(cpuacct / "cpuacct.usage_user"), _NANO),
+        cpu_system_seconds=_seconds(_read_number(cpuacct / "cpuacct.usage_sys"), _NANO),
+        memory_bytes=_read_number(memory / "memory.usage_in_bytes"),
         memory_peak_bytes=_read_number(memory / "memory.max_usage_in_bytes"),
-        memory_limit_hits=_read_number(memory / "memory.failcnt"),
+        memory_limit_hits=None if hits[0] is None else sum(hit or 0 for hit in hits),
         pids=_read_number(pids / "pids.current"),
+        pids_peak=_read_number(pids / "pids.peak"),
     )
 
 
 def _usage_v2(layout: CgroupLayout, name: str) -> Usage:
     group = (layout.unified or Path("/nonexistent")) / name
-    microseconds = _read_table(group / "cpu.stat").get("usage_usec")
+    cpu, events = _read_table(group / "cpu.stat"), _read_table(group / "memory.events")
     return Usage(
-        cpu_seconds=None if microseconds is None else microseconds / 1e6,
+        cpu_seconds=_seconds(cpu.get("usage_usec"), _MICRO),
+        cpu_user_seconds=_seconds(cpu.get("user_usec"), _MICRO),
+        cpu_system_seconds=_seconds(cpu.get("system_usec"), _MICRO),
+        memory_bytes=_read_number(group / "memory.current"),
         memory_peak_bytes=_read_number(group / "memory.peak"),
-        memory_limit_hits=_read_table(group / "memory.events").get("oom_kill"),
+        memory_limit_hits=events.get("max"),
+        oom_kills=events.get("oom_kill"),
         pids=_read_number(group / "pids.current"),
+        pids_peak=_read_number(group / "pids.peak"),
     )
+
+
+def _seconds(count: int | None, unit: float) -> float | None:
+    return None if count is None else count * unit
 
 
 def _read_number(path: Path) -> int | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STATE = "\0state\0"
 BUNDLE = "\0bundle\0"
 BOX_ID = "\0id\0"
+RUNTIME_MARK = f"{BUNDLE}/runtime"
+"""Where ``kavach-seal`` notes which process the runtime is, before it becomes that."""
 
 _MODE = 0o711  # the runtime reads the bundle with the unprivileged ids of the box
 

@@ -6,22 +6,26 @@ ending before the agent has spoken is a failure to boot.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from kavach_core.errors import CleanupError
+from kavach_core.errors import CleanupError, SandboxError, SandboxGone
 from kavach_core.oci.cgroups import CgroupLayout, read_usage
+from kavach_core.oci.counters import Counters
+from kavach_core.oci.freezer import Freezer
 from kavach_core.oci.host_process import HostProcess
 from kavach_core.oci.launch import BOX_ID, BUNDLE, STATE, Launch
-from kavach_core.types import Usage
+from kavach_core.types import LimitEvents, Usage
 
 END_DEADLINE_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
 _REPAIR_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.002
+_FREEZE_SECONDS: Final = 2.0
 
 
 @frozen(kw_only=True)
@@ -80,18 +84,68 @@ class OciBox:
         self._ended = trio.Event()
         self._ending = False
         self._last_usage: Usage | None = None
+        self._counters = Counters(layout, launch.cgroup.name)
+        self._freezer = Freezer(layout, launch.cgroup.name)
         self.last_words = ""
         self.process = HostProcess(launch.command, pipes=True)
 
     async def usage(self) -> Usage:
         """Return what the box has used so far, or had used in all when it has ended."""
         await trio.lowlevel.checkpoint()
-        return self._last_usage or read_usage(self._layout, self._launch.cgroup.name)
+        return self._last_usage or self._read_usage()
+
+    def _read_usage(self) -> Usage:
+        usage = read_usage(self._layout, self._launch.cgroup.name)
+        return evolve(usage, oom_kills=self._counters.read().oom_kills)
+
+    def limit_events(self) -> LimitEvents:
+        """Return how often the box has met its limits, or had met them when it has ended."""
+        return self._counters.read()
+
+    async def pause(self) -> None:
+        """Stop every process of the box until ``resume``.
+
+        Cancellation: the box goes on.
+
+        Raises:
+            SandboxGone: when the box has ended.
+            SandboxError: when the host cannot stop it in time; it goes on.
+        """
+        try:
+            with trio.move_on_after(_FREEZE_SECONDS):
+                while not self._freeze():  # noqa: ASYNC110 - the kernel sets no trio.Event
+                    await trio.sleep(_POLL_SECONDS)
+                return
+        except BaseException:
+            self._thaw()
+            raise
+        self._thaw()
+        raise SandboxError("the box does not stop", sandbox_id=self._launch.box_id, stage="pause")
+
+    def _freeze(self) -> bool:
+        if self._ending or not self._launch.cgroup.pids():
+            raise SandboxGone("the box has ended", sandbox_id=self._launch.box_id, stage="pause")
+        try:
+            return self._freezer.freeze()
+        except OSError as error:
+            text = f"the host cannot stop the box: {error.strerror}"
+            raise SandboxError(text, sandbox_id=self._launch.box_id, stage="pause") from error
+
+    async def resume(self) -> None:
+        """Let a paused box go on; nothing happens when it is not paused, or has ended."""
+        await trio.lowlevel.checkpoint()
+        self._thaw()
+
+    def _thaw(self) -> None:
+        if not self._ending:
+            with contextlib.suppress(OSError):  # its group has gone, and everything in it
+                self._freezer.thaw()
 
     def kill(self) -> None:
         """Kill the box at once, for somebody who cannot wait; ``end`` has to follow."""
         if not self._ending:
             self._launch.kill()
+            self._thaw()
 
     async def end(self) -> None:
         """Kill the box, let the runtime clean up, verify, and remove what is ours.
@@ -114,11 +168,14 @@ class OciBox:
 
     async def _end(self) -> None:
         self._launch.kill()
+        with contextlib.suppress(OSError):  # who is frozen takes the signal when he thaws, and runs nothing before it
+            self._freezer.thaw()
         with trio.move_on_after(_GRACE_SECONDS):
             await self.process.wait()
         if self.process.exit_code is None:
             await self._force()
-        self._last_usage = read_usage(self._layout, self._launch.cgroup.name)
+        self._last_usage = self._read_usage()
+        self._counters.close()
         self.last_words = self.process.stderr_tail()
         self.process.close()
         left = await self._remove()

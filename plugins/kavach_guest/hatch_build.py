@@ -27,7 +27,7 @@ except ImportError:  # as a command, without hatchling
 
 ROOT = Path(__file__).resolve().parent
 BINARIES = ROOT / "src" / "kavach_guest" / "_bin"
-PROGRAMS = {"kavach-agent": ROOT / "agent", "kavach-seal": ROOT / "launcher"}
+PROGRAMS = {"kavach-agent": ROOT / "agent", "kavach-seal": ROOT / "launcher", "kavach-watchdog": ROOT / "watchdog"}
 BINARY = BINARIES / "kavach-agent"
 OVERRIDE = "KAVACH_AGENT_CC"
 ZIG_REQUIREMENT = "ziglang>=0.13,<0.16"

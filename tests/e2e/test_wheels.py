@@ -27,7 +27,7 @@ PROJECTS = {
     "kavach-oci": ROOT / "plugins/kavach_oci",
     "kavach-gvisor": ROOT / "plugins/kavach_gvisor",
 }
-PROGRAMS = ("kavach_guest/_bin/kavach-agent", "kavach_guest/_bin/kavach-seal")
+PROGRAMS = tuple(f"kavach_guest/_bin/kavach-{name}" for name in ("agent", "seal", "watchdog"))
 # A clean source tree, so that nothing built or cached in the checkout can slip into what is published.
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "_bin", "dist", "build", "tests", "__pycache__", ".*_cache", "*.pyc")
 

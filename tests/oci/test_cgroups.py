@@ -121,12 +121,17 @@ def test_counters_of_version_2(tmp_path: Path) -> None:
     layout = layout_of(V2, tmp_path, controllers="cpu memory pids\n")
     group = tmp_path / "kavach-x"
     group.mkdir()
-    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1000000\n")
+    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\n")
+    (group / "memory.current").write_text("1024\n")
     (group / "memory.peak").write_text("4096\n")
-    (group / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")
+    (group / "memory.events").write_text("low 0\nmax 7\noom 2\noom_kill 1\n")
     (group / "pids.current").write_text("3\n")
+    (group / "pids.peak").write_text("5\n")
     usage = read_usage(layout, "kavach-x")
-    assert (usage.cpu_seconds, usage.memory_peak_bytes, usage.memory_limit_hits, usage.pids) == (1.5, 4096, 1, 3)
+    assert (usage.cpu_seconds, usage.cpu_user_seconds, usage.cpu_system_seconds) == (1.5, 1.0, 0.5)
+    assert (usage.memory_bytes, usage.memory_peak_bytes) == (1024, 4096)
+    assert (usage.memory_limit_hits, usage.oom_kills) == (7, 1)
+    assert (usage.pids, usage.pids_peak) == (3, 5)
 
 
 def test_what_is_not_counted_is_none(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
-/* kavach-seal PATH... -- PROGRAM ARGUMENT...
+/* kavach-seal MARK PATH... -- PROGRAM ARGUMENT...
 
-   Starts PROGRAM, a runtime, where each PATH of the host, with all that is mounted below it, is read-only. Runtimes do less: runc
+   Starts PROGRAM, a runtime, once it has noted in the link MARK, as "PID START", which process that is: a caller that is killed
+   may leave a runtime that is about to make a box, and whoever looks after him has to find it. Where the link is already
+   there, or its directory no more, nothing is started.
+
+   PROGRAM is started where each PATH of the host, with all that is mounted below it, is read-only. Runtimes do less: runc
    and crun make a mount read-only but not those below it, and gVisor's Sentry opens the host's files itself, so that what it gets
    wrong about a read-only mount, the host's kernel would let pass. Needs CAP_SYS_ADMIN; nothing of the host itself
    changes, because the mounts are made in a mount namespace of PROGRAM's own. */
@@ -27,6 +31,9 @@ struct mount_attributes {
     uint64_t user_namespace;
 };
 
+/* Six of the eighteen fields between the state and the start. */
+#define SKIPPED " %*d %*d %*d %*d %*d %*d"
+
 static int fail(const char *what) {
     fprintf(stderr, "kavach-seal: %s: %s\n", what, strerror(errno));
     return 125;
@@ -39,18 +46,38 @@ static int seal(const char *path) {
     return (int)syscall(MOUNT_SETATTR, AT_FDCWD, path, RECURSIVE, &read_only, sizeof read_only);
 }
 
+/* Our start, field 22 of proc(5)'s stat, which with the number says for ever who we are. */
+static unsigned long long own_start(void) {
+    unsigned long long start = 0;
+    FILE *file = fopen("/proc/self/stat", "re");
+    if (file != NULL) {
+        if (fscanf(file, "%*d (%*[^)]) %*c" SKIPPED SKIPPED SKIPPED " %llu", &start) != 1)
+            start = 0;
+        fclose(file);
+    }
+    return start;
+}
+
+static int note(const char *mark) {
+    char text[64];
+    snprintf(text, sizeof text, "%d %llu", (int)getpid(), own_start());
+    return symlink(text, mark);
+}
+
 int main(int argc, char **argv) {
-    int end = 1;
+    int end = 2;
     while (end < argc && strcmp(argv[end], "--") != 0)
         end++;
     if (end + 1 >= argc) {
         errno = EINVAL;
-        return fail("PATH... -- PROGRAM ARGUMENT...");
+        return fail("MARK PATH... -- PROGRAM ARGUMENT...");
     }
+    if (note(argv[1]) != 0)
+        return fail(argv[1]);
     /* Private: nothing of this goes to the host, and nothing that the host mounts later comes in unsealed. */
     if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
         return fail("a mount namespace");
-    for (int i = 1; i < end; i++)
+    for (int i = 2; i < end; i++)
         if (seal(argv[i]) != 0)
             return fail(argv[i]);
     execv(argv[end + 1], argv + end + 1);

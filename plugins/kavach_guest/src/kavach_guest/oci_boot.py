@@ -11,7 +11,7 @@ import trio
 
 from kavach_core import capabilities
 from kavach_core.abc import HostToolchain, QuickPlan, SandboxSpec
-from kavach_core.capabilities import LIMITS_CPU, LIMITS_MEMORY, LIMITS_PIDS
+from kavach_core.capabilities import LIMITS_CPU, LIMITS_MEMORY, LIMITS_PIDS, PAUSE
 from kavach_core.errors import (
     CreateError,
     FieldProblem,
@@ -21,8 +21,9 @@ from kavach_core.errors import (
     UnsupportedPolicy,
 )
 from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
+from kavach_core.oci.freezer import can_freeze
 from kavach_core.oci.instance import sweep
-from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_core.oci.launch import RUNTIME_MARK, BoxPlan, Launch
 from kavach_core.oci.rootfs import RootLayout, check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
@@ -137,7 +138,7 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
 
 def _run_command(runtime: OciRuntime, root: RootLayout) -> list[str]:
     sources = [str(root.path), *(str(bind.source) for bind in root.binds)]
-    return [str(seal_program()), *sources, "--", *runtime.run_command]
+    return [str(seal_program()), RUNTIME_MARK, *sources, "--", *runtime.run_command]
 
 
 def quick_plan(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int = 1) -> QuickPlan | None:
@@ -182,7 +183,7 @@ def host_capabilities() -> frozenset[str]:
     """Return what a box booted here can be held to on this host."""
     layout = cgroup_layout()
     missing = {capability for capability, controller in _CONTROLLERS.items() if not layout.has(controller)}
-    return CAPABILITIES - missing
+    return CAPABILITIES - missing - (set() if can_freeze(layout) else {PAUSE})
 
 
 def check_limits(spec: SandboxSpec) -> None:

@@ -113,6 +113,13 @@ class GuestProcess(Protocol):
             SandboxGone: when the box ended before it.
         """
 
+    def poll(self) -> GuestExit | None:
+        """Return how the first process of the command ended, or None while it runs. Does not wait.
+
+        Raises:
+            SandboxGone: when the box ended before it.
+        """
+
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the first process of the command; nothing happens when that has ended."""
 
@@ -161,6 +168,13 @@ class Session(Protocol):
 
         Raises:
             SandboxGone: when the box has ended.
+        """
+
+    async def ping(self) -> None:
+        """Wait for a sign of life of the box.
+
+        Raises:
+            SandboxGone: when it has ended.
         """
 
     async def pause(self) -> None:

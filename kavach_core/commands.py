@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict
 
 from kavach_core.config import NOBODY, SandboxConfig, check_user, to_user
 from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.execution import Command, Forward, Input
-from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest, User
+from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest, TerminalSize, User
 from kavach_core.validation import (
     MAX_COMMAND_BYTES,
     check_absolute_path,
@@ -29,6 +29,8 @@ BASE_ENVIRONMENT: Final[Mapping[str, str]] = {
 
 _check_timeout = optional(number(minimum=0.001, maximum=31_536_000, unit="seconds"))
 _check_max_output = number(minimum=0, maximum=1024**3, unit="bytes", integer=True)
+_check_output_limit = optional(number(minimum=0, maximum=1024**5, unit="bytes", integer=True))
+_check_characters = number(minimum=1, maximum=65_535, unit="characters", integer=True)
 _check_cwd = optional(check_absolute_path)
 
 
@@ -39,11 +41,15 @@ class CommandOptions(TypedDict, total=False):
         env: variables over those of the sandbox.
         cwd: working directory in the box.
         user: ``UID``, ``UID:GID``, ``root``, ``nobody``, or a ``User``.
+        tty: give it a pseudo terminal for all three streams, 80 by 24 characters or of the size given; what
+            it writes is
+            standard output then.
     """
 
     env: Mapping[str, str] | None
     cwd: str | None
     user: User | str | int | None
+    tty: bool | TerminalSize
 
 
 class ExecOptions(CommandOptions, total=False):
@@ -52,19 +58,25 @@ class ExecOptions(CommandOptions, total=False):
     Attributes:
         input: what the command reads from standard input, at once or as it comes; None gives it ``/dev/null``.
         timeout: seconds of wall clock after which it is killed with all it has started; None = as configured.
+        cpu_timeout: seconds of CPU time, of all its processes together, after which it is killed likewise.
         max_output: bytes to keep of each output stream, 8 MiB unless said otherwise; all of them are counted.
+        output_limit: bytes of both streams together after which it is killed; None = it may write on.
         on_stdout: awaited with each piece of standard output as it comes.
         on_stderr: likewise for standard error.
     """
 
     input: Input | str | None
     timeout: float | None
+    cpu_timeout: float | None
     max_output: int
+    output_limit: int | None
     on_stdout: Forward | None
     on_stderr: Forward | None
 
 
-def build_command(argv: tuple[str, ...], options: ExecOptions, *, config: SandboxConfig, cwd: str) -> Command:
+def build_command(
+    argv: tuple[str, ...], options: ExecOptions, *, config: SandboxConfig, cwd: str, exec_id: int = 0
+) -> Command:
     """Build a command out of a call's arguments and the sandbox's configuration.
 
     Args:
@@ -72,44 +84,111 @@ def build_command(argv: tuple[str, ...], options: ExecOptions, *, config: Sandbo
         options: what the call sets, over the configuration.
         config: the sandbox's configuration.
         cwd: the sandbox's working directory.
+        exec_id: the number it gets.
 
     Raises:
         ConfigError: with every argument that is wrong.
     """
-    env = {**BASE_ENVIRONMENT, **config.env, **_mapping(options.get("env"))}
-    user = options.get("user")
-    chosen = (config.user or NOBODY) if user is None else to_user(user)
     timeout = options.get("timeout")
     deadline = config.timeout if timeout is None else timeout
     max_output = options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES)
     problems = [
-        *check_argv("argv", argv),
-        *check_environment("env", options.get("env") or {}),
-        *_check_cwd("cwd", options.get("cwd")),
-        *check_user("user", chosen),
         *_check_timeout("timeout", deadline),
+        *_check_timeout("cpu_timeout", options.get("cpu_timeout")),
         *_check_max_output("max_output", max_output),
+        *_check_output_limit("output_limit", options.get("output_limit")),
         *_check_input(options.get("input")),
     ]
-    if problems or not isinstance(chosen, User):
-        raise ConfigError(problems)
-    request = ExecRequest(
-        argv=tuple(encode(argument) for argument in argv),
-        env=tuple(encode(f"{name}={value}") for name, value in env.items()),
-        cwd=encode(options.get("cwd") or cwd),
-        user=chosen,
+    request = build_request(
+        argv,
+        options,
+        config=config,
+        cwd=cwd,
+        exec_id=exec_id,
         stdin=options.get("input") is not None,
+        problems=problems,
     )
-    _refuse_oversize(request)
     return Command(
         argv=argv,
         request=request,
         input=_input(options.get("input")),
         timeout=deadline,
+        cpu_timeout=options.get("cpu_timeout"),
         max_output=max_output,
+        output_limit=options.get("output_limit"),
         on_stdout=options.get("on_stdout"),
         on_stderr=options.get("on_stderr"),
     )
+
+
+def build_request(  # noqa: PLR0913 - all that a command is made of
+    argv: tuple[str, ...],
+    options: CommandOptions,
+    *,
+    config: SandboxConfig,
+    cwd: str,
+    exec_id: int,
+    stdin: bool,
+    problems: Sequence[FieldProblem] = (),
+) -> ExecRequest:
+    """Build what a session is asked to start.
+
+    Args:
+        argv: program and arguments.
+        options: what the call sets, over the configuration.
+        config: the sandbox's configuration.
+        cwd: the sandbox's working directory.
+        exec_id: the number it gets.
+        stdin: give it a standard input.
+        problems: what is known to be wrong with the call already.
+
+    Raises:
+        ConfigError: with every argument that is wrong, ``problems`` among them.
+    """
+    env = {**BASE_ENVIRONMENT, **config.env, **_mapping(options.get("env"))}
+    user = options.get("user")
+    chosen = (config.user or NOBODY) if user is None else to_user(user)
+    tty = options.get("tty", False)
+    found = [
+        *check_argv("argv", argv),
+        *check_environment("env", options.get("env") or {}),
+        *_check_cwd("cwd", options.get("cwd")),
+        *check_user("user", chosen),
+        *_check_tty(tty),
+        *problems,
+    ]
+    if found or not isinstance(chosen, User):
+        raise ConfigError(found)
+    request = ExecRequest(
+        argv=tuple(encode(argument) for argument in argv),
+        env=tuple(encode(f"{name}={value}") for name, value in env.items()),
+        cwd=encode(options.get("cwd") or cwd),
+        user=chosen,
+        stdin=stdin,
+        terminal=_terminal(tty),
+        exec_id=exec_id,
+    )
+    _refuse_oversize(request)
+    return request
+
+
+def _check_tty(tty: object) -> Iterator[FieldProblem]:
+    if isinstance(tty, TerminalSize):
+        yield from check_terminal_size(tty)
+    elif not isinstance(tty, bool):
+        yield FieldProblem("tty", f"{type(tty).__name__} is no size of a terminal", "True, or TerminalSize(...)")
+
+
+def check_terminal_size(size: TerminalSize) -> Iterator[FieldProblem]:
+    """Check that a terminal can have a size."""
+    yield from _check_characters("tty.rows", size.rows)
+    yield from _check_characters("tty.columns", size.columns)
+
+
+def _terminal(tty: bool | TerminalSize) -> TerminalSize | None:  # noqa: FBT001 - what the caller wrote
+    if isinstance(tty, TerminalSize):
+        return tty
+    return TerminalSize() if tty else None
 
 
 def encode(text: str) -> bytes:

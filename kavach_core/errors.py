@@ -6,6 +6,8 @@ reports as ``error.type``. The text of a message is not.
 
 from __future__ import annotations
 
+import errno
+
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 
 if TYPE_CHECKING:
@@ -83,6 +85,12 @@ class UnsupportedPolicy(ConfigError):  # noqa: N818 - named for what it says, as
     code = "unsupported_policy"
 
 
+class WrongLoop(KavachError, RuntimeError):  # noqa: N818 - as above
+    """The call cannot be made from here: inside of trio, after the block has ended, or in a forked child."""
+
+    code = "wrong_loop"
+
+
 class DiscoveryError(KavachError):
     """A plugin could not be found or used.
 
@@ -134,6 +142,7 @@ class SandboxError(KavachError):
         sandbox_id: the sandbox, or None when it has none yet.
         backend: name of its backend, or None.
         stage: what was being done, for example ``boot`` or ``exec``.
+        result: what is known of the command that was running, with the output read so far, or None.
     """
 
     code = "sandbox_error"
@@ -151,6 +160,7 @@ class SandboxError(KavachError):
         self.sandbox_id = sandbox_id
         self.backend = backend
         self.stage = stage
+        self.result: ExecResult | None = None
 
 
 class CreateError(SandboxError):
@@ -209,7 +219,49 @@ class ExecTimeout(ExecError, TimeoutError):  # noqa: N818 - as above
     code = "timeout"
 
 
+class LimitExceeded(ExecError):  # noqa: N818 - as above
+    """The command met a limit: it was killed for want of memory or for what it wrote, or could start no process."""
+
+    code = "limit_exceeded"
+
+
 class StartFailed(ExecError):  # noqa: N818 - as above
     """The command could not be started in the box: no such program, not executable, no such directory."""
 
     code = "start_failed"
+
+
+class FileOperationFailed(SandboxError):
+    """A call on the files of a box did not come to its end: who does it there was killed, or makes no sense."""
+
+    code = "file_operation_failed"
+
+
+class FileTimeout(SandboxError, TimeoutError):  # noqa: N818 - as above
+    """A call on the files of a box was ended at its deadline."""
+
+    code = "file_timeout"
+
+
+class FileTooLarge(KavachError, OSError):  # noqa: N818 - as above
+    """A file, directory or tree is larger than the caller allows."""
+
+    code = "file_too_large"
+
+    def __init__(self, message: str, *, filename: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno.EFBIG
+        self.strerror = message
+        self.filename = filename
+
+
+class NotRegularFile(KavachError, OSError):  # noqa: N818 - as above
+    """What was to be read or written is a device, a FIFO or a socket."""
+
+    code = "not_regular_file"
+
+    def __init__(self, message: str, *, filename: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno.EINVAL
+        self.strerror = message
+        self.filename = filename

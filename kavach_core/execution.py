@@ -1,4 +1,4 @@
-"""Running one command in a live box to its end: feed, drain, bound, time, kill, and say what happened."""
+"""Running one command in a live box to its end: feed, drain, bound, time, kill. ``outcomes`` says what it came to."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Final
 
+import attrs
 import trio
 from attrs import define, field, frozen
 
 from kavach_core.abc import GuestProcess, GuestStartError, Session
-from kavach_core.errors import (
-    ConfigError,
-    ExecTimeout,
-    FieldProblem,
-    KavachError,
-    NonzeroExit,
-    SandboxGone,
-    StartFailed,
-)
-from kavach_core.exit_status import EXIT_TIMEOUT, status_of_end, status_of_failed_start
-from kavach_core.types import ExecRequest, ExecResult, GuestExit, Outcome, Output, StartFailure, Stream
+from kavach_core.errors import KavachError, SandboxError
+from kavach_core.types import Bound, ExecRequest, GuestExit, LimitEvents, Output, StartFailure, Stream
 
 DRAIN_GRACE_SECONDS: Final = 0.25
 """How long output is awaited after the command's end, in all: a process left behind may hold the stream."""
@@ -29,8 +21,10 @@ DRAIN_GRACE_SECONDS: Final = 0.25
 # What a command wrote before its end is in its two pipes, which it can enlarge to 1 MiB each, or within the credit:
 # never more than this. What comes later is not its own.
 _LATE_OUTPUT_BYTES: Final = 4 * 1024 * 1024
-_MAX_ERRNO: Final = 4095
 _KILL_SECONDS: Final = 2.0
+_LIST_SECONDS: Final = 1.0
+# How long before the CPU time is asked for again, at the least: each time, the agent looks at every process of the box.
+_CPU_POLL_SECONDS: Final = 0.02
 
 
 Input = bytes | AsyncIterable[bytes]
@@ -46,6 +40,8 @@ class Command:
         request: as the box gets it.
         input: bytes for standard input, at once or as they come, or None for ``/dev/null``.
         timeout: seconds of wall clock, or None.
+        cpu_timeout: seconds of CPU time of all its processes together, or None.
+        output_limit: bytes of both streams together after which it is killed, or None.
         max_output: bytes to keep of each output stream; what goes beyond is read, counted and dropped.
         on_stdout: called with each piece of standard output as it comes; the command waits for it.
         on_stderr: likewise for standard error.
@@ -56,6 +52,8 @@ class Command:
     input: Input | None
     timeout: float | None
     max_output: int
+    cpu_timeout: float | None = None
+    output_limit: int | None = None
     on_stdout: Forward | None = None
     on_stderr: Forward | None = None
 
@@ -86,14 +84,31 @@ class Capture:
 
 @define
 class Run:
-    """One command on its way."""
+    """One command on its way.
+
+    Attributes:
+        command: what is run.
+        stdout: its standard output so far.
+        stderr: its standard error so far.
+        exit: how its first process ended, once it has.
+        start_failure: why it could not be started.
+        stopped_by: the caller's bound that it went beyond, for which it is killed.
+        cancelled: whoever waited for it stopped waiting, and it was killed.
+        gone: how the box ended before the command did.
+        limits_met: what of the box's limits was met while it ran.
+        stdin_bytes: how many bytes it was sent.
+    """
 
     command: Command
     stdout: Capture
     stderr: Capture
     exit: GuestExit | None = None
     start_failure: StartFailure | None = None
-    timed_out: bool = False
+    stopped_by: Bound | None = None
+    cancelled: bool = False
+    gone: SandboxError | None = None
+    limits_met: LimitEvents = field(factory=LimitEvents)
+    stdin_bytes: int = 0
 
     @classmethod
     def of(cls, command: Command) -> Run:
@@ -105,75 +120,151 @@ class Run:
         )
 
     @property
+    def has_failed(self) -> bool:
+        """True when the command ended by itself, and not well."""
+        return self.exit is not None and self.exit.status != 0 and self.stopped_by is None
+
+    @property
     def total(self) -> int:
         """Bytes seen on both streams."""
         return self.stdout.total + self.stderr.total
 
 
-async def run_command(session: Session, command: Command) -> Run:
-    """Run a command to its end or its deadline.
+async def run_command(session: Session, command: Command, *, pids_limit: int | None = None) -> Run:
+    """Run a command to its end or to one of its bounds. The box's own end is told by ``Run.gone``.
+
+    Args:
+        session: the box.
+        command: what to run.
+        pids_limit: the bound on processes of the box, to find out whether it was met where nobody counts that.
 
     Cancellation: the command and all it has started are killed before Cancelled leaves this call.
-
-    Raises:
-        SandboxGone: when the box ends first.
     """
     run = Run.of(command)
-    with trio.move_on_after(command.timeout if command.timeout is not None else float("inf")):
+    before = session.limit_events()
+    with trio.move_on_after(command.timeout if command.timeout is not None else float("inf")) as deadline:
         try:
             process = await session.start(command.request)
         except GuestStartError as error:
             run.start_failure = error.failure
             return run
-        try:
-            await _complete(run, process)
-        finally:
-            await _finish(run, process)
+        except SandboxError as error:
+            run.gone = error
+        else:
+            await _run_to_end(run, process, deadline)
+    if deadline.cancelled_caught and run.exit is None and run.gone is None:
+        run.stopped_by = run.stopped_by or Bound.TIMEOUT  # it was not even started in time
+    run.limits_met = _difference(before, session.limit_events())
+    if pids_limit is not None and run.limits_met.pids_refusals is None and run.has_failed:
+        run.limits_met = attrs.evolve(run.limits_met, pids_refusals=await _count_refusals(session, pids_limit))
     return run
 
 
+async def _count_refusals(session: Session, pids_limit: int) -> int:
+    """Say whether the box is at its limit on processes, which is all there is to see when nobody counts refusals."""
+    with trio.move_on_after(_LIST_SECONDS), contextlib.suppress(SandboxError):
+        threads = sum(process.threads for process in await session.processes() if process.state != "Z")
+        return int(threads >= pids_limit - 1)  # the command itself has ended
+    return 0
+
+
+async def _run_to_end(run: Run, process: GuestProcess, deadline: trio.CancelScope) -> None:
+    try:
+        await _complete(run, process)
+    finally:
+        try:
+            if run.exit is None and run.gone is None:
+                _note_why(run, deadline)
+                await _kill(run, process)
+        finally:
+            await process.aclose()
+
+
+def _note_why(run: Run, deadline: trio.CancelScope) -> None:
+    """Note for what a command is about to be killed."""
+    if run.stopped_by is None and deadline.cancel_called:
+        run.stopped_by = Bound.TIMEOUT
+    run.cancelled = run.stopped_by is None
+
+
+def _difference(before: LimitEvents, after: LimitEvents) -> LimitEvents:
+    def between(earlier: int | None, later: int | None) -> int | None:
+        return None if earlier is None or later is None else later - earlier
+
+    return LimitEvents(
+        oom_kills=between(before.oom_kills, after.oom_kills),
+        pids_refusals=between(before.pids_refusals, after.pids_refusals),
+    )
+
+
 async def _complete(run: Run, process: GuestProcess) -> None:
-    """Feed and drain the command until it has ended and its output has come."""
-    if process.stdin is None:
+    """Feed, watch and drain the command until it has ended and its output has come, or it must be stopped."""
+    beside: list[Awaitable[None]] = []
+    if process.stdin is not None:
+        beside.append(_feed(run, process.stdin))
+    if run.command.cpu_timeout is not None:
+        beside.append(_watch_cpu(run, process, run.command.cpu_timeout))
+    if not beside:
         await _drain(run, process)
         return
     failures: list[Exception] = []  # raised below, bare: the nursery would wrap them in a group
     async with trio.open_nursery() as nursery:
 
-        async def watch(work: Awaitable[None]) -> None:
+        async def guard(work: Awaitable[None]) -> None:
             try:
                 await work
             except Exception as error:  # noqa: BLE001 - whatever the caller's own functions raise
                 failures.append(error)
                 nursery.cancel_scope.cancel()
 
-        nursery.start_soon(watch, _feed(process.stdin, run.command.input or b""))
-        await watch(_drain(run, process))
+        async def guard_beside(work: Awaitable[None]) -> None:
+            await guard(work)
+            if run.stopped_by is not None:
+                nursery.cancel_scope.cancel()
+
+        for work in beside:
+            nursery.start_soon(guard_beside, work)
+        await guard(_drain(run, process))
         nursery.cancel_scope.cancel()
     if failures:
         raise failures[0]
 
 
-async def _finish(run: Run, process: GuestProcess) -> None:
-    """Leave nothing of the command: kill what has not ended, and let go of its channel."""
-    try:
-        if run.exit is None:
-            run.timed_out = True  # or cancelled, and then nobody sees this run
-            await _kill(run, process)
-    finally:
-        await process.aclose()
-
-
 async def _drain(run: Run, process: GuestProcess) -> None:
     """Take the output to the command's end, and then for as long as some of its own may still come."""
-    while run.exit is None and (event := await process.next_event()) is not None:
+    while run.exit is None and run.stopped_by is None and (event := await _next(run, process)) is not None:
         await _note(run, event)
+        _check_output(run)
+    if run.exit is not None:
+        await _drain_late(run, process)
+
+
+async def _next(run: Run, process: GuestProcess) -> Output | GuestExit | None:
+    """Return what happens next; None also when the box has ended, which the run then knows.
+
+    What the caller's own functions raise may be of the same class, from another sandbox: so it is caught here alone.
+    """
+    try:
+        return await process.next_event()
+    except SandboxError as error:
+        run.gone = error
+        return None
+
+
+def _check_output(run: Run) -> None:
+    limit = run.command.output_limit
+    if limit is not None and run.total > limit and run.exit is None:
+        run.stopped_by = Bound.OUTPUT
+
+
+async def _drain_late(run: Run, process: GuestProcess) -> None:
+    """Take what comes after the command's end, for a moment: a process left behind may hold the streams open."""
     ceiling = run.total + _LATE_OUTPUT_BYTES
     patience = DRAIN_GRACE_SECONDS
     while run.total <= ceiling and patience > 0:
         asked, event = trio.current_time(), None
         with trio.move_on_after(patience):
-            event = await process.next_event()
+            event = await _next(run, process)
         if event is None:
             return
         patience -= trio.current_time() - asked
@@ -189,118 +280,50 @@ async def _note(run: Run, event: Output | GuestExit) -> None:
         await run.stderr.add(event.data)
 
 
-async def _feed(stdin: trio.abc.SendStream, data: Input) -> None:
+async def _watch_cpu(run: Run, process: GuestProcess, limit: float) -> None:
+    """Return once the command has used its CPU time, looking as rarely as it can be used up."""
+    processors = os.cpu_count() or 1
+    with contextlib.suppress(SandboxError):  # the box has ended, which whoever waits for the command is told
+        used = await process.cpu_seconds()
+        while used < limit:
+            await trio.sleep(max((limit - used) / processors, _CPU_POLL_SECONDS))
+            used = await process.cpu_seconds()
+        if run.exit is None:
+            run.stopped_by = Bound.CPU
+
+
+async def _feed(run: Run, stdin: trio.abc.SendStream) -> None:
     """Send the input. What the input itself raises, the caller gets; that nobody reads it is no error."""
+    data = run.command.input or b""
     if isinstance(data, bytes):
-        await _send(stdin, data)
+        await _send(run, stdin, data)
     else:
         async for piece in data:
-            if not await _send(stdin, piece):
+            if not await _send(run, stdin, piece):
                 return
     with contextlib.suppress(KavachError):  # the box has ended, which whoever waits for the command is told
         await stdin.aclose()
 
 
-async def _send(stdin: trio.abc.SendStream, data: bytes) -> bool:
+async def _send(run: Run, stdin: trio.abc.SendStream, data: bytes) -> bool:
     """Send a piece of input; False when the command has ended without reading it all, or the box has."""
     try:
         await stdin.send_all(data)
     except (trio.BrokenResourceError, KavachError):
         return False
+    run.stdin_bytes += len(data)
     return True
 
 
 async def _kill(run: Run, process: GuestProcess) -> None:
     """Kill the command's tree and take what it had still written."""
-    with trio.move_on_after(_KILL_SECONDS, shield=True), contextlib.suppress(SandboxGone):
-        # SandboxGone: the box went down with the command, which is as dead as can be.
-        await process.kill()
-        await _drain(run, process)
-
-
-def outcome_of(run: Run) -> Outcome:
-    """Name how the command ended."""
-    if run.start_failure is not None:
-        return Outcome.START_FAILED
-    if run.timed_out or run.exit is None:
-        return Outcome.TIMEOUT
-    if run.exit.signal is not None:
-        return Outcome.SIGNAL
-    return Outcome.NONZERO_EXIT if run.exit.exit_code else Outcome.OK
-
-
-def exit_code_of(run: Run) -> int:
-    """Return the status a shell would show."""
-    if run.start_failure is not None:
-        return status_of_failed_start(run.start_failure.errno)
-    if run.timed_out or run.exit is None:
-        return EXIT_TIMEOUT
-    by_signal = run.exit.signal is not None
-    return status_of_end(code=run.exit.signal or run.exit.exit_code or 0, by_signal=by_signal)
-
-
-def result_of(run: Run, *, exec_id: int, duration: float, sandbox_id: str, backend: str) -> ExecResult:
-    """Put together what is known of a command that has ended."""
-    ended = run.exit
-    return ExecResult(
-        argv=run.command.argv,
-        outcome=outcome_of(run),
-        exit_code=exit_code_of(run),
-        signal=ended.signal if ended else None,
-        stdout_bytes=run.stdout.data,
-        stderr_bytes=run.stderr.data,
-        stdout_total_bytes=run.stdout.total,
-        stderr_total_bytes=run.stderr.total,
-        start_failure=run.start_failure,
-        duration_seconds=duration,
-        cpu_user_seconds=ended.cpu_user_seconds if ended else 0.0,
-        cpu_system_seconds=ended.cpu_system_seconds if ended else 0.0,
-        max_rss_bytes=ended.max_rss_bytes if ended else 0,
-        sandbox_id=sandbox_id,
-        exec_id=exec_id,
-        backend=backend,
-    )
-
-
-def text_of(errno: int) -> str:
-    """Return the kernel's words for an error number, which may be any number: it comes from the box."""
-    return os.strerror(errno) if 0 < errno <= _MAX_ERRNO else f"error {errno}"
-
-
-def refuse_missing_cwd(run: Run) -> None:
-    """Treat a working directory that is not there as what it is: bad input, and no command was started.
-
-    Raises:
-        ConfigError: when that is why the start failed.
-    """
-    failure = run.start_failure
-    if failure is not None and failure.stage == "cwd":
-        reason = f"{run.command.request.cwd.decode(errors='replace')!r}: {text_of(failure.errno)}"
-        raise ConfigError([FieldProblem("cwd", reason, "name a directory of the box that the user may enter")])
-
-
-def raise_unless_ok(result: ExecResult) -> None:
-    """Do what ``check=True`` demands.
-
-    Raises:
-        StartFailed: the command could not be started.
-        ExecTimeout: it was killed at its deadline.
-        NonzeroExit: it ended with another status than 0.
-    """
-    match result.outcome:
-        case Outcome.OK:
+    with trio.move_on_after(_KILL_SECONDS, shield=True):
+        try:
+            await process.kill()
+        except SandboxError as error:
+            run.gone = error  # the box went down with the command, which is as dead as can be
             return
-        case Outcome.START_FAILED:
-            raise StartFailed(describe_start_failure(result), result=result)
-        case Outcome.TIMEOUT:
-            raise ExecTimeout(f"{result.argv[0]} was killed at its deadline", result=result)
-        case _:
-            raise NonzeroExit(f"{result.argv[0]} ended with status {result.exit_code}", result=result)
-
-
-def describe_start_failure(result: ExecResult) -> str:
-    """Say in one line why a command could not be started."""
-    failure = result.start_failure
-    if failure is None:
-        return f"{result.argv[0]} was started"
-    return f"cannot start {result.argv[0]}: {text_of(failure.errno)} ({failure.stage})"
+        while run.exit is None and (event := await _next(run, process)) is not None:
+            await _note(run, event)
+        if run.exit is not None:
+            await _drain_late(run, process)

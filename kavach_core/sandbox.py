@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import attrs
 import trio
 
-from kavach_core.abc import (
-    Backend,
-    GuestProcess,
-    GuestStartError,
-    Planner,
-    QuickPlan,
-    SandboxSpec,
-    Session,
-)
-from kavach_core.commands import CommandOptions, ExecOptions, build_command
+from kavach_core import capabilities
+from kavach_core.abc import Backend, GuestStartError, Planner, QuickPlan, SandboxSpec, Session
+from kavach_core.commands import CommandOptions, ExecOptions, build_command, build_request
+from kavach_core.concurrency import Registry
 from kavach_core.config import SandboxConfig
-from kavach_core.errors import StartFailed
-from kavach_core.execution import (
-    Run,
-    describe_start_failure,
-    raise_unless_ok,
-    refuse_missing_cwd,
-    result_of,
-    run_command,
-)
+from kavach_core.errors import ConfigError, FieldProblem, InvalidTransition, StartFailed, UnsupportedPolicy
+from kavach_core.execution import Command, Run, run_command
 from kavach_core.lifecycle import State, require_running, transition
+from kavach_core.outcomes import describe_start_failure, raise_if_gone, raise_unless_ok, refuse_missing_cwd, result_of
 from kavach_core.policy import Limits, SandboxPolicy
+from kavach_core.process import Process
 from kavach_core.resolution import mounted_root, require_capabilities, resolve_spec
 from kavach_core.scoring import Score, declared_score
 from kavach_core.selection import choose_backend
-from kavach_core.types import ExecResult, Usage, User
+from kavach_core.types import ExecResult, ProcessInfo, Usage, User
 
 
 class SandboxFields(TypedDict, total=False):
@@ -73,20 +62,42 @@ async def open_sandbox(
         DiscoveryError: when no such backend is installed, or none works here.
         CreateError: when the box does not start.
     """
-    wanted = _evolve(config if config is not None else SandboxConfig(), fields)
-    async with mounted_root(wanted) as (resolved, root):
+    sandbox = await create_sandbox(config, **fields)
+    try:
+        yield sandbox
+    finally:
+        await sandbox.aclose()
+
+
+async def create_sandbox(config: SandboxConfig | None = None, /, **fields: Unpack[SandboxFields]) -> Sandbox:
+    """Boot a sandbox that the caller must close: for those whose boxes do not live as long as a block.
+
+    Arguments and errors are those of ``open_sandbox``.
+
+    Cancellation: leaves nothing.
+    """
+    wanted = merge_fields(config, fields)
+    async with AsyncExitStack() as stack:
+        resolved, root = await stack.enter_async_context(mounted_root(wanted))
         spec = resolve_spec(resolved, root)
         backend = await choose_backend(resolved.backend)
         require_capabilities(backend, spec)
-        sandbox = Sandbox(config=resolved, spec=spec, backend=backend, session=await backend.open(spec))
-        try:
-            yield sandbox
-        finally:
-            await sandbox.aclose()
+        session = await backend.open(spec)
+        return Sandbox(config=resolved, spec=spec, backend=backend, session=session, root=stack.pop_all())
 
 
-def _evolve(base: SandboxConfig, fields: SandboxFields) -> SandboxConfig:
+def merge_fields(config: SandboxConfig | None, fields: SandboxFields) -> SandboxConfig:
+    """Return a configuration with ``fields`` over those of ``config``, or over the defaults.
+
+    Raises:
+        ConfigError: when a field is wrong, or none of a configuration.
+    """
     changes: dict[str, Any] = dict(fields)  # SandboxConfig itself converts and checks what the caller may write
+    unknown = [name for name in changes if name not in SandboxFields.__annotations__]
+    if unknown:
+        known = ", ".join(SandboxFields.__annotations__)
+        raise ConfigError([FieldProblem(name, "no such field", f"one of {known}") for name in unknown])
+    base = config if config is not None else SandboxConfig()
     return attrs.evolve(base, **changes) if changes else base
 
 
@@ -100,7 +111,9 @@ class Sandbox:
         score: its declared strength.
     """
 
-    def __init__(self, *, config: SandboxConfig, spec: SandboxSpec, backend: Backend, session: Session) -> None:
+    def __init__(
+        self, *, config: SandboxConfig, spec: SandboxSpec, backend: Backend, session: Session, root: AsyncExitStack
+    ) -> None:
         self.id = spec.sandbox_id
         self.config = config
         self.backend = backend.name
@@ -108,7 +121,9 @@ class Sandbox:
         self.score: Score = declared_score(base=backend.base_score, policy=spec.policy, enforced=backend.capabilities)
         self._spec = spec
         self._session = session
+        self._root = root
         self._exec_ids = itertools.count(1)
+        self._running = Registry()
         self._state = transition(State.CREATED, State.RUNNING, sandbox_id=self.id)
 
     def plan(self) -> QuickPlan | None:
@@ -131,25 +146,34 @@ class Sandbox:
         Args:
             argv: program and arguments; a program without a slash is looked up along PATH in the box.
             check: raise when the command does not succeed.
-            options: see ``ExecOptions``: input, timeout, max_output, on_stdout, on_stderr, env, cwd, user.
+            options: see ``ExecOptions``: input, timeout, cpu_timeout, max_output, output_limit, on_stdout, on_stderr,
+                env, cwd, user, tty.
 
         Cancellation: the command is killed with all it has started.
 
         Raises:
             ConfigError: when an argument is wrong; nothing was started.
             InvalidTransition: when the sandbox is not running.
-            SandboxGone: when the box ended first.
-            ExecError: with ``check``: StartFailed, ExecTimeout or NonzeroExit, each with the result.
+            SandboxGone: when the box ended first; ``result`` holds what is known of the command.
+            ExecError: with ``check``: StartFailed, ExecTimeout, LimitExceeded or NonzeroExit, each with the result.
         """
         require_running(self._state, sandbox_id=self.id)
-        command = build_command(argv, options, config=self.config, cwd=self._spec.cwd)
         exec_id, started = next(self._exec_ids), trio.current_time()
-        run = await run_command(self._session, command)
+        command = build_command(argv, options, config=self.config, cwd=self._spec.cwd, exec_id=exec_id)
+        self._require_terminal(command.request.terminal is not None)
+        run, alone = await self._run(command)
         refuse_missing_cwd(run)
-        result = self._result(run, exec_id, trio.current_time() - started)
+        result = self._result(run, exec_id, trio.current_time() - started, alone=alone)
+        raise_if_gone(run, result)
         if check:
             raise_unless_ok(result)
         return result
+
+    async def _run(self, command: Command) -> tuple[Run, bool]:
+        """Run a command; say whether it ran alone, so that limits that were met can only be its own doing."""
+        with self._running.enter() as entry:
+            run = await run_command(self._session, command, pids_limit=self._spec.policy.limits.pids)
+            return run, entry.alone
 
     async def shell(self, script: str, *, check: bool = False, **options: Unpack[ExecOptions]) -> ExecResult:
         """Run a script with the box's ``/bin/sh``: the one place where a string is taken for a command line.
@@ -158,32 +182,93 @@ class Sandbox:
         """
         return await self.exec("/bin/sh", "-c", script, check=check, **options)
 
-    async def spawn(self, *argv: str, stdin: bool = False, **options: Unpack[CommandOptions]) -> GuestProcess:
+    async def spawn(self, *argv: str, stdin: bool = False, **options: Unpack[CommandOptions]) -> Process:
         """Start a command and return it with its streams; the caller reads them, waits and kills.
 
         Args:
             argv: as in ``exec``.
             stdin: give it a standard input to send to, instead of ``/dev/null``.
-            options: see ``CommandOptions``: env, cwd, user.
+            options: see ``CommandOptions``: env, cwd, user, tty.
+
+        Cancellation: the command has been started or not; when it has, it is killed.
 
         Raises:
             ConfigError: when an argument is wrong.
+            InvalidTransition: when the sandbox is not running.
             StartFailed: when it cannot be started.
             SandboxGone: when the box has ended.
         """
         require_running(self._state, sandbox_id=self.id)
-        wanted = ExecOptions(
-            env=options.get("env"), cwd=options.get("cwd"), user=options.get("user"), input=b"" if stdin else None
-        )
-        command = build_command(argv, wanted, config=self.config, cwd=self._spec.cwd)
+        exec_id = next(self._exec_ids)
+        request = build_request(argv, options, config=self.config, cwd=self._spec.cwd, exec_id=exec_id, stdin=stdin)
+        self._require_terminal(request.terminal is not None)
         try:
-            return await self._session.start(command.request)
+            return Process(await self._session.start(request), argv=argv, exec_id=exec_id)
         except GuestStartError as error:
-            run = Run.of(command)
+            run = Run.of(Command(argv=argv, request=request, input=None, timeout=None, max_output=0))
             run.start_failure = error.failure
             refuse_missing_cwd(run)
-            result = self._result(run, next(self._exec_ids), 0.0)
+            result = self._result(run, exec_id, 0.0, alone=False)
             raise StartFailed(describe_start_failure(result), result=result) from None
+
+    def _require_terminal(self, wanted: bool) -> None:  # noqa: FBT001 - private, and its name says it
+        if wanted:
+            self._require(capabilities.EXEC_PTY)
+
+    def _require(self, capability: str) -> None:
+        """Refuse what the backend cannot do.
+
+        Raises:
+            UnsupportedPolicy: naming the capability.
+        """
+        if capability not in self._backend.capabilities:
+            reason = f"backend {self.backend!r} cannot {capabilities.DESCRIPTIONS[capability]}"
+            raise UnsupportedPolicy([FieldProblem(capability, reason, "choose another backend")])
+
+    async def processes(self) -> tuple[ProcessInfo, ...]:
+        """Return the processes of the box, those included that commands have left behind.
+
+        Raises:
+            InvalidTransition: when the sandbox is not running.
+            SandboxGone: when the box has ended.
+        """
+        require_running(self._state, sandbox_id=self.id)
+        return await self._session.processes()
+
+    async def ping(self) -> None:
+        """Wait for a sign of life of the box.
+
+        Raises:
+            InvalidTransition: when the sandbox is not running.
+            SandboxGone: when the box has ended.
+        """
+        require_running(self._state, sandbox_id=self.id)
+        await self._session.ping()
+
+    async def pause(self) -> None:
+        """Stop the whole box, so that it uses no CPU, until ``resume``. Its commands' deadlines go on.
+
+        Raises:
+            InvalidTransition: when the sandbox is not running.
+            UnsupportedPolicy: when the backend cannot.
+            SandboxGone: when the box has ended.
+        """
+        self._require(capabilities.PAUSE)
+        state = transition(self._state, State.PAUSED, sandbox_id=self.id)
+        await self._session.pause()
+        self._state = state
+
+    async def resume(self) -> None:
+        """Let a paused box go on.
+
+        Raises:
+            InvalidTransition: when the sandbox is not paused.
+            SandboxGone: when the box has ended.
+        """
+        if self._state is not State.PAUSED:
+            raise InvalidTransition(f"the sandbox is {self._state}, not paused", sandbox_id=self.id)
+        await self._session.resume()
+        self._state = transition(self._state, State.RUNNING, sandbox_id=self.id)
 
     async def usage(self) -> Usage:
         """Return what the whole box has used so far, as the host counts it."""
@@ -200,7 +285,8 @@ class Sandbox:
         if self._state is State.DESTROYED:
             return
         self._state = transition(self._state, State.DESTROYED, sandbox_id=self.id)
-        await self._session.aclose()
+        async with self._root:
+            await self._session.aclose()
 
-    def _result(self, run: Run, exec_id: int, duration: float) -> ExecResult:
-        return result_of(run, exec_id=exec_id, duration=duration, sandbox_id=self.id, backend=self.backend)
+    def _result(self, run: Run, exec_id: int, duration: float, *, alone: bool) -> ExecResult:
+        return result_of(run, exec_id=exec_id, duration=duration, sandbox_id=self.id, backend=self.backend, alone=alone)

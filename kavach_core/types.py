@@ -6,6 +6,8 @@ import enum
 
 from attrs import Factory, field, frozen
 
+from kavach_core.exit_status import status_of_end
+
 # A stream that is not being read is held back by flow control, so this bounds memory, not output.
 DEFAULT_MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 
@@ -23,6 +25,14 @@ class Outcome(enum.StrEnum):
     OUTPUT_LIMIT = "output_limit"
     START_FAILED = "start_failed"
     BACKEND_ERROR = "backend_error"
+
+
+class Bound(enum.StrEnum):
+    """A bound of the caller's for which a command was killed."""
+
+    TIMEOUT = "timeout"
+    CPU = "cpu_timeout"
+    OUTPUT = "output_limit"
 
 
 @frozen(kw_only=True)
@@ -106,6 +116,11 @@ class GuestExit:
     cpu_user_seconds: float = 0.0
     cpu_system_seconds: float = 0.0
     max_rss_bytes: int = 0
+
+    @property
+    def status(self) -> int:
+        """The status a shell would show: its own, or 128 + N after signal N."""
+        return status_of_end(code=self.signal or self.exit_code or 0, by_signal=self.signal is not None)
 
 
 class Stream(enum.StrEnum):
@@ -210,15 +225,19 @@ class ExecResult:
         outcome: how it ended.
         exit_code: its status; ``128 + N`` after signal N, 124 after a timeout, 126 or 127 when it could not be started.
         signal: number of the signal that ended it, or None.
+        stopped_by: the caller's bound for which it was killed, or None.
         stdout_bytes: standard output, up to the cap.
         stderr_bytes: standard error, up to the cap.
         stdout_total_bytes: how many bytes the command wrote to standard output.
         stderr_total_bytes: likewise for standard error.
+        stdin_total_bytes: how many bytes were sent to its standard input.
         start_failure: why it could not be started, or None.
         duration_seconds: wall clock from request to result.
         cpu_user_seconds: CPU time in user mode.
         cpu_system_seconds: CPU time in the kernel.
         max_rss_bytes: peak resident set.
+        oom_kills: processes of the box that the kernel killed for want of memory while it ran; None = not counted here.
+        sandbox_gone: the box has ended with it, and takes no more commands.
         sandbox_id: where it ran.
         exec_id: its number in that sandbox.
         backend: name of the backend.
@@ -228,15 +247,19 @@ class ExecResult:
     outcome: Outcome
     exit_code: int
     signal: int | None = None
+    stopped_by: Bound | None = None
     stdout_bytes: bytes = field(default=b"", repr=False)
     stderr_bytes: bytes = field(default=b"", repr=False)
     stdout_total_bytes: int = 0
     stderr_total_bytes: int = 0
+    stdin_total_bytes: int = 0
     start_failure: StartFailure | None = None
     duration_seconds: float = 0.0
     cpu_user_seconds: float = 0.0
     cpu_system_seconds: float = 0.0
     max_rss_bytes: int = 0
+    oom_kills: int | None = None
+    sandbox_gone: bool = False
     sandbox_id: str = ""
     exec_id: int = 0
     backend: str = ""

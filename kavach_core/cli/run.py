@@ -24,8 +24,9 @@ from kavach_core.cli.summary import print_summary
 from kavach_core.commands import build_command
 from kavach_core.config import SandboxConfig
 from kavach_core.errors import ConfigError, FieldProblem, KavachError
-from kavach_core.execution import Forward, describe_start_failure
+from kavach_core.execution import Forward
 from kavach_core.exit_status import SIGNAL_EXIT_BASE
+from kavach_core.outcomes import describe_start_failure
 from kavach_core.sandbox import Sandbox, open_sandbox
 from kavach_core.types import ExecResult
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # for scripted, which several modules here use
 
 settings.register_profile("kavach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kavach")

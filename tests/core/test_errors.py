@@ -21,6 +21,7 @@ from kavach_core.errors import (
     InvalidTransition,
     KavachError,
     NoBackendAvailable,
+    LimitExceeded,
     NonzeroExit,
     PluginLoadError,
     SandboxError,
@@ -50,6 +51,7 @@ CODES = {
     CleanupError: "cleanup_failed",
     ExecError: "exec_failed",
     NonzeroExit: "nonzero_exit",
+    LimitExceeded: "limit_exceeded",
     ExecTimeout: "timeout",
     StartFailed: "start_failed",
 }

@@ -64,6 +64,8 @@ class GuestChannel:
         self.bytes_in = 0
         self.bytes_out = 0
         self._listing: Listing | None = None
+        self._pings = 0
+        self._pongs = 0
         self._commands: dict[int, Command] = {}
         self._last_number = 0
         self._waiters: dict[_Waiter, None] = {}
@@ -110,6 +112,22 @@ class GuestChannel:
         await self.wait_for(lambda: listing.complete)
         return listing.processes
 
+    async def ping(self) -> None:
+        """Wait until the agent has answered.
+
+        Raises:
+            SandboxGone: when it has ended.
+        """
+        self._pings += 1
+        wanted = self._pings
+        await self.send(protocol.encode(protocol.PING))
+        await self.wait_for(lambda: self._pongs >= wanted)
+
+    def poll(self) -> None:
+        """Take what has come from the agent, without waiting for more."""
+        while not self._led and not self._closed and self._read_some():
+            pass
+
     async def send(self, *frames: bytes) -> None:
         """Queue whole frames and write until they are gone.
 
@@ -127,7 +145,7 @@ class GuestChannel:
 
     async def flush(self) -> None:
         """Write what is queued. Waits, and takes its turn, only when the pipe is full."""
-        self._raise_if_closed()
+        self.raise_if_closed()
         if not self._flush_lock.locked() and self._write_all():
             return
         async with self._flush_lock:
@@ -137,7 +155,7 @@ class GuestChannel:
     def _write_all(self) -> bool:
         """Write as much as the pipe takes; False when something is left."""
         while self._outgoing and self._write_some():
-            self._raise_if_closed()
+            self.raise_if_closed()
         return not self._outgoing
 
     def _write_some(self) -> bool:
@@ -164,7 +182,7 @@ class GuestChannel:
             GuestProtocolError: when the agent breaks the protocol.
         """
         while not ready():
-            self._raise_if_closed()
+            self.raise_if_closed()
             if self._led:
                 await self._follow(ready)
             else:
@@ -206,14 +224,18 @@ class GuestChannel:
             await self._wait_while_flushing()
         else:
             await self._wait(trio.lowlevel.wait_readable, self._receive_fd)
-        self._raise_if_closed()
+        self.raise_if_closed()
+        self._read_some()
+
+    def _read_some(self) -> bool:
+        """Read once, hand out the frames, and wake whom they concern; False when nothing has come, or the end."""
         try:
             data = os.read(self._receive_fd, _READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._end()
-            return
+            return False
         try:
             for frame in self._parser.feed(data):
                 self._dispatch(frame)
@@ -229,6 +251,7 @@ class GuestChannel:
         for waiter in self._waiters:
             if waiter.ready():
                 waiter.event.set()
+        return True
 
     def _dispatch(self, frame: protocol.Frame) -> None:
         if not self._greeted:
@@ -239,6 +262,8 @@ class GuestChannel:
             self._listing.apply(frame)
             if self._listing.complete:
                 self._listing = None
+        elif frame.type == protocol.GUEST_PONG and self._pongs < self._pings:
+            self._pongs += 1
         elif not frame.channel:
             raise protocol.ProtocolViolation("an answer that nobody asked for")
         else:
@@ -268,7 +293,7 @@ class GuestChannel:
         try:
             await wait(descriptor)
         except trio.ClosedResourceError:
-            self._raise_if_closed()
+            self.raise_if_closed()
             raise
 
     async def _wait_while_flushing(self) -> None:
@@ -302,7 +327,13 @@ class GuestChannel:
         for waiter in self._waiters:
             waiter.event.set()
 
-    def _raise_if_closed(self) -> None:
+    def raise_if_closed(self) -> None:
+        """Say that the box has ended, if it has.
+
+        Raises:
+            SandboxGone: when the agent has ended.
+            GuestProtocolError: when it has broken the protocol.
+        """
         if self._failure is not None:
             raise self._failure
         if self._closed:

@@ -164,6 +164,15 @@ class AgentProcess:
         assert command.exit is not None  # noqa: S101 - what was just waited for
         return _guest_exit(command.exit)
 
+    def poll(self) -> GuestExit | None:
+        """Return how the first process ended, or None while it runs."""
+        command = self._command
+        if command.exit is None:
+            self._channel.poll()
+        if command.exit is None:
+            self._channel.raise_if_closed()
+        return None if command.exit is None else _guest_exit(command.exit)
+
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the first process."""
         if self._command.exit is None:

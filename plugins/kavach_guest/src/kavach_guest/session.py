@@ -73,6 +73,10 @@ class AgentSession:
         """Return the processes of the box."""
         return await self._channel.list_processes()
 
+    async def ping(self) -> None:
+        """Wait for a sign of life of the agent."""
+        await self._channel.ping()
+
     async def pause(self) -> None:
         """Freeze the box."""
         await self._box.pause()

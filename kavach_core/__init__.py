@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from kavach_core.errors import ExecTimeout as ExecTimeout
     from kavach_core.errors import FieldProblem as FieldProblem
     from kavach_core.errors import KavachError as KavachError
+    from kavach_core.errors import LimitExceeded as LimitExceeded
     from kavach_core.errors import NoBackendAvailable as NoBackendAvailable
     from kavach_core.errors import NonzeroExit as NonzeroExit
+    from kavach_core.errors import PoolClosed as PoolClosed
     from kavach_core.errors import SandboxError as SandboxError
     from kavach_core.errors import SandboxGone as SandboxGone
     from kavach_core.errors import StartFailed as StartFailed
@@ -29,11 +31,22 @@ if TYPE_CHECKING:
     from kavach_core.lifecycle import State as State
     from kavach_core.policy import Limits as Limits
     from kavach_core.policy import SandboxPolicy as SandboxPolicy
+    from kavach_core.pool import Pool as Pool
+    from kavach_core.pool import PoolStats as PoolStats
+    from kavach_core.pool import open_pool as open_pool
+    from kavach_core.process import Process as Process
     from kavach_core.sandbox import Sandbox as Sandbox
+    from kavach_core.sandbox import create_sandbox as create_sandbox
     from kavach_core.sandbox import open_sandbox as open_sandbox
     from kavach_core.scoring import Score as Score
+    from kavach_core.types import Bound as Bound
     from kavach_core.types import ExecResult as ExecResult
+    from kavach_core.types import GuestExit as GuestExit
     from kavach_core.types import Outcome as Outcome
+    from kavach_core.types import Output as Output
+    from kavach_core.types import ProcessInfo as ProcessInfo
+    from kavach_core.types import Stream as Stream
+    from kavach_core.types import TerminalSize as TerminalSize
     from kavach_core.types import Usage as Usage
     from kavach_core.types import User as User
 
@@ -51,8 +64,10 @@ _HOMES = {
         "ExecTimeout",
         "FieldProblem",
         "KavachError",
+        "LimitExceeded",
         "NoBackendAvailable",
         "NonzeroExit",
+        "PoolClosed",
         "SandboxError",
         "SandboxGone",
         "StartFailed",
@@ -60,9 +75,22 @@ _HOMES = {
     ),
     "lifecycle": ("State",),
     "policy": ("Limits", "SandboxPolicy"),
-    "sandbox": ("Sandbox", "open_sandbox"),
+    "pool": ("Pool", "PoolStats", "open_pool"),
+    "process": ("Process",),
+    "sandbox": ("Sandbox", "create_sandbox", "open_sandbox"),
     "scoring": ("Score",),
-    "types": ("ExecResult", "Outcome", "Usage", "User"),
+    "types": (
+        "Bound",
+        "ExecResult",
+        "GuestExit",
+        "Outcome",
+        "Output",
+        "ProcessInfo",
+        "Stream",
+        "TerminalSize",
+        "Usage",
+        "User",
+    ),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

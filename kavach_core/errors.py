@@ -193,6 +193,12 @@ class CleanupError(SandboxError):
     code = "cleanup_failed"
 
 
+class PoolClosed(KavachError):  # noqa: N818 - as above
+    """The pool of boxes has been closed, and gives none out any more."""
+
+    code = "pool_closed"
+
+
 class ExecError(KavachError):
     """A command did not do what ``check=True`` demands.
 

@@ -136,6 +136,11 @@ class Sandbox:
         return self._spec.cwd
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """What its backend can do: see ``kavach_core.capabilities``."""
+        return self._backend.capabilities
+
+    @property
     def state(self) -> State:
         """Where it is in its life."""
         return self._state

@@ -1,0 +1,371 @@
+"""Boxes started ahead, so that whoever needs one does not wait for it.
+
+A pool keeps a number of boxes really started and paused: an idle gVisor box burns a few per cent of a core otherwise.
+Each is used once unless the caller says otherwise, so that nothing passes from one user to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Unpack
+
+import trio
+from attrs import frozen
+
+from kavach_core import capabilities
+from kavach_core.config import SandboxConfig
+from kavach_core.errors import KavachError, PoolClosed, SandboxError
+from kavach_core.lifecycle import State
+from kavach_core.sandbox import Sandbox, SandboxFields, create_sandbox, merge_fields
+from kavach_core.validation import check_all, checked, number
+
+_logger = logging.getLogger(__name__)
+
+_PING_SECONDS: Final = 2.0
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+_most = number(minimum=1, maximum=10_000, unit="", integer=True)
+
+
+@frozen(kw_only=True)
+class PoolOptions:
+    """How a pool keeps its boxes.
+
+    Attributes:
+        size: how many boxes to keep ready.
+        uses: how many times a box is given out before it is closed; after each use but the last it must have
+            no process.
+        starting: how many boxes are started at once; as many as there are processors if left out.
+    """
+
+    size: int = checked(_most)
+    uses: int = checked(_most, default=1)
+    starting: int = checked(_most, factory=lambda: os.cpu_count() or 1)
+
+    def __attrs_post_init__(self) -> None:
+        check_all(self)
+
+
+@frozen(kw_only=True)
+class PoolStats:
+    """What a pool has done so far, and what it holds.
+
+    Attributes:
+        ready: boxes that wait for somebody.
+        starting: boxes that are being started.
+        in_use: boxes that somebody has.
+        hits: how often somebody found one ready.
+        waits: how often somebody had to wait.
+        wait_seconds: how long all of them waited together.
+        started: boxes started.
+        failed: boxes that did not start.
+        discarded: boxes that were found dead or unclean before they could be given out again.
+    """
+
+    ready: int
+    starting: int
+    in_use: int
+    hits: int
+    waits: int
+    wait_seconds: float
+    started: int
+    failed: int
+    discarded: int
+
+
+@asynccontextmanager
+async def open_pool(
+    config: SandboxConfig | None = None,
+    /,
+    *,
+    size: int,
+    uses: int = 1,
+    starting: int | None = None,
+    **fields: Unpack[SandboxFields],
+) -> AsyncIterator[Pool]:
+    """Keep boxes ready for the length of a ``with`` block.
+
+    Args:
+        config: what each box is to be; the default configuration if left out.
+        size: how many to keep ready.
+        uses: how many times each is given out, 1 unless said otherwise.
+        starting: how many are started at once, as many as there are processors unless said otherwise.
+        fields: fields of ``SandboxConfig``, over those of ``config``.
+
+    Cancellation: every box that nobody has is ended and removed before Cancelled leaves the block.
+
+    Raises:
+        ConfigError: when an argument is wrong; nothing was started.
+    """
+    options = PoolOptions(size=size, uses=uses, **({} if starting is None else {"starting": starting}))
+    pool = Pool(merge_fields(config, fields), options)
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.keep_filled, nursery)
+            try:
+                yield pool
+            except BaseException as error:  # noqa: BLE001 - raised below, bare: the nursery would wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        await pool.drain()
+    if failure is not None:
+        raise failure
+
+
+@frozen(eq=False)
+class _Lease:
+    """A live box and how often it may still be given out."""
+
+    sandbox: Sandbox
+    uses_left: int
+
+
+class _Waiter:
+    """Somebody who waits for a box, and what is brought."""
+
+    def __init__(self) -> None:
+        self.came = trio.Event()
+        self.brought: _Lease | KavachError | None = None
+
+    def bring(self, what: _Lease | KavachError) -> None:
+        """Give a box, or say why there is none."""
+        self.brought = what
+        self.came.set()
+
+
+class Pool:
+    """Boxes that are ready. Made by ``open_pool``; usable by several tasks at once."""
+
+    def __init__(self, config: SandboxConfig, options: PoolOptions) -> None:
+        self.config = config
+        self.options = options
+        self._ready: deque[_Lease] = deque()
+        self._waiters: deque[_Waiter] = deque()
+        self._closed = False
+        self._changed = trio.Event()
+        self._pause = 0.0
+        self._starting = self._in_use = self._hits = self._waits = 0
+        self._started = self._failed = self._discarded = 0
+        self._wait_seconds = 0.0
+
+    @asynccontextmanager
+    async def sandbox(self) -> AsyncIterator[Sandbox]:
+        """Give a box for the length of a ``with`` block; it is the caller's alone, and closed after its last use.
+
+        Cancellation: the box is given back, or ended and removed, before Cancelled leaves the block.
+
+        Raises:
+            PoolClosed: when the pool has been closed.
+            CreateError: when the box that this call waited for does not start; likewise other errors of
+                ``open_sandbox``.
+            CleanupError: at the end, when something of it could not be removed.
+        """
+        lease = await self._claim()
+        self._in_use += 1
+        try:
+            yield lease.sandbox
+        finally:
+            self._in_use -= 1
+            with trio.CancelScope(shield=True):  # every step is bounded in time
+                await self._take_back(_Lease(lease.sandbox, lease.uses_left - 1))
+
+    def stats(self) -> PoolStats:
+        """Return what the pool has done and holds now."""
+        return PoolStats(
+            ready=len(self._ready),
+            starting=self._starting,
+            in_use=self._in_use,
+            hits=self._hits,
+            waits=self._waits,
+            wait_seconds=self._wait_seconds,
+            started=self._started,
+            failed=self._failed,
+            discarded=self._discarded,
+        )
+
+    async def wait_filled(self) -> None:
+        """Wait until as many boxes as it is to hold are ready.
+
+        Raises:
+            PoolClosed: when the pool is closed meanwhile.
+        """
+        await trio.lowlevel.checkpoint()
+        while len(self._ready) < self.options.size:
+            self._require_open()
+            await self._changed.wait()
+
+    # --- giving out ----------------------------------------------------------------------------
+
+    async def _claim(self) -> _Lease:
+        self._require_open()
+        while self._ready and not self._waiters:
+            lease = self._ready.popleft()
+            self._note_change()
+            if await self._wake(lease.sandbox):
+                self._hits += 1
+                return lease
+        return await self._wait()
+
+    async def _wake(self, sandbox: Sandbox) -> bool:
+        """Let a box go on that was ready; False when it has died meanwhile, and then it is removed."""
+        try:
+            with trio.fail_after(_PING_SECONDS):
+                if sandbox.state is State.PAUSED:
+                    await sandbox.resume()
+                await sandbox.ping()
+        except (SandboxError, trio.TooSlowError):
+            await self._discard(sandbox)
+            return False
+        except trio.Cancelled:
+            await sandbox.aclose()
+            raise
+        return True
+
+    async def _wait(self) -> _Lease:
+        waiter = _Waiter()
+        self._waiters.append(waiter)
+        self._waits += 1
+        self._note_change()
+        began = trio.current_time()
+        try:
+            await waiter.came.wait()
+        except trio.Cancelled:
+            await self._forget(waiter)
+            raise
+        finally:
+            self._wait_seconds += trio.current_time() - began
+        if isinstance(waiter.brought, KavachError):
+            raise waiter.brought
+        assert waiter.brought is not None  # noqa: S101 - set before the event
+        return waiter.brought
+
+    async def _forget(self, waiter: _Waiter) -> None:
+        """Let nothing be lost that was brought to somebody who has just gone."""
+        if isinstance(waiter.brought, _Lease):
+            with trio.CancelScope(shield=True):
+                await self._keep(waiter.brought)
+        elif waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise PoolClosed("the pool has been closed", hint="open_pool makes another")
+
+    # --- taking back ---------------------------------------------------------------------------
+
+    async def _take_back(self, lease: _Lease) -> None:
+        if not lease.uses_left or self._closed:
+            await lease.sandbox.aclose()
+        elif await self._is_clean(lease.sandbox):
+            await self._keep(lease)
+        else:
+            await self._discard(lease.sandbox)
+
+    async def _is_clean(self, sandbox: Sandbox) -> bool:
+        try:
+            with trio.fail_after(_PING_SECONDS):
+                return sandbox.state is State.RUNNING and not await sandbox.processes()
+        except (SandboxError, trio.TooSlowError):
+            return False
+
+    async def _discard(self, sandbox: Sandbox) -> None:
+        self._discarded += 1
+        _logger.warning("sandbox %s of the pool was dead or unclean and has been closed", sandbox.id)
+        await sandbox.aclose()
+
+    async def _keep(self, lease: _Lease) -> None:
+        """Bring a box to whoever waits, or make it ready."""
+        if self._closed:
+            await lease.sandbox.aclose()
+        elif self._waiters:
+            self._waiters.popleft().bring(lease)
+        else:
+            if capabilities.PAUSE in lease.sandbox.capabilities:
+                await lease.sandbox.pause()
+            self._ready.append(lease)
+            self._note_change()
+
+    # --- filling -------------------------------------------------------------------------------
+
+    async def keep_filled(self, nursery: trio.Nursery) -> None:
+        """Start boxes whenever there are too few, until cancelled."""
+        while True:
+            while self._may_start():
+                self._starting += 1
+                nursery.start_soon(self._start_one)
+            if self._pause:
+                await trio.sleep(self._pause)
+            else:
+                await self._changed.wait()
+
+    def _may_start(self) -> bool:
+        missing = self.options.size + len(self._waiters) - len(self._ready) - self._starting
+        # After a failure one at a time, until one has started again.
+        return missing > 0 and self._starting < (1 if self._pause else self.options.starting)
+
+    async def _start_one(self) -> None:
+        try:
+            sandbox = await create_sandbox(self.config)
+        except KavachError as error:
+            self._note_failure(error)
+        else:
+            self._started += 1
+            self._pause = 0.0
+            try:
+                await self._keep(_Lease(sandbox, self.options.uses))
+            except SandboxError:
+                await self._discard(sandbox)
+            except trio.Cancelled:
+                await sandbox.aclose()
+                raise
+        finally:
+            self._starting -= 1
+            self._note_change()
+
+    def _note_failure(self, error: KavachError) -> None:
+        """Tell whoever waits the longest, and go more slowly."""
+        self._failed += 1
+        self._pause = min(max(self._pause * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        if self._waiters:
+            self._waiters.popleft().bring(error)
+        else:
+            _logger.warning("a sandbox of the pool did not start: %s", error)
+
+    def _note_change(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    # --- ending --------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Take no more claims, and end and remove every box that nobody has.
+
+        Cancellation: shielded; the backend bounds the end of each box.
+
+        Raises:
+            CleanupError: when something of one could not be removed.
+        """
+        self._closed = True
+        self._note_change()
+        while self._waiters:
+            self._waiters.popleft().bring(PoolClosed("the pool has been closed"))
+        failures: list[SandboxError] = []
+
+        async def close(sandbox: Sandbox) -> None:
+            try:
+                await sandbox.aclose()
+            except SandboxError as error:
+                failures.append(error)  # raised below, bare: the nursery would wrap it in a group
+
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                while self._ready:
+                    nursery.start_soon(close, self._ready.popleft().sandbox)
+        if failures:
+            raise failures[0]

@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Unpack
 
-from kavach_core import sandbox as core
+from kavach_core import pool as core_pool
+from kavach_core import sandbox as core_sandbox
 from kavach_core import single
 from kavach_core.aio.asking import Asker
 from kavach_core.aio.calls import call, hold, lease
+from kavach_core.aio.pool import Pool
 from kavach_core.aio.process import Process, ReceiveStream, SendStream
 from kavach_core.aio.sandbox import Sandbox
 from kavach_core.commands import ExecOptions
@@ -29,11 +31,13 @@ from kavach_core.types import ExecResult
 
 __all__ = [
     "ExecOptions",
+    "Pool",
     "Process",
     "ReceiveStream",
     "RunOptions",
     "Sandbox",
     "SendStream",
+    "open_pool",
     "open_sandbox",
     "run",
 ]
@@ -82,5 +86,35 @@ async def open_sandbox(
         CreateError: when the box does not start.
         WrongLoop: outside of asyncio.
     """
-    async with lease() as portal, hold(portal, core.open_sandbox(config, **fields)) as opened:
+    async with lease() as portal, hold(portal, core_sandbox.open_sandbox(config, **fields)) as opened:
         yield Sandbox(portal, opened)
+
+
+@asynccontextmanager
+async def open_pool(
+    config: SandboxConfig | None = None,
+    /,
+    *,
+    size: int,
+    uses: int = 1,
+    starting: int | None = None,
+    **fields: Unpack[SandboxFields],
+) -> AsyncIterator[Pool]:
+    """Keep boxes ready for the length of a ``with`` block.
+
+    Args:
+        config: what each box is to be; the default configuration if left out.
+        size: how many to keep ready.
+        uses: how many times each is given out, 1 unless said otherwise.
+        starting: how many are started at once, as many as there are processors unless said otherwise.
+        fields: fields of ``SandboxConfig``, over those of ``config``.
+
+    Cancellation: CancelledError leaves the block when every box that nobody has is ended and removed.
+
+    Raises:
+        ConfigError: when an argument is wrong; nothing was started.
+        WrongLoop: outside of asyncio.
+    """
+    manager = core_pool.open_pool(config, size=size, uses=uses, starting=starting, **fields)
+    async with lease() as portal, hold(portal, manager) as opened:
+        yield Pool(portal, opened)

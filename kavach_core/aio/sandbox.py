@@ -59,7 +59,12 @@ class Sandbox(SandboxView):
         started = await call(self._portal, lambda: self._core.spawn(*argv, stdin=stdin, **options), undo=_discard)
         return Process(self._portal, started)
 
+    processes = plain(sandbox.Sandbox.processes)
+    ping = plain(sandbox.Sandbox.ping)
+    pause = plain(sandbox.Sandbox.pause)
+    resume = plain(sandbox.Sandbox.resume)
     usage = plain(sandbox.Sandbox.usage)
+    aclose = plain(sandbox.Sandbox.aclose)
 
 
 async def _discard(started: process.Process) -> None:

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from kavach_core import sandbox as core
+from kavach_core import pool as core_pool
+from kavach_core import sandbox as core_sandbox
 from kavach_core import single
 from kavach_core.blocking.calls import Caller, call, hold, lease
 from kavach_core.blocking.options import ExecOptions, RunOptions, for_core
+from kavach_core.blocking.pool import Pool
 from kavach_core.blocking.process import Process, ReceiveStream, SendStream
 from kavach_core.blocking.sandbox import Sandbox
 from kavach_core.config import SandboxConfig
@@ -29,11 +31,13 @@ from kavach_core.types import ExecResult
 
 __all__ = [
     "ExecOptions",
+    "Pool",
     "Process",
     "ReceiveStream",
     "RunOptions",
     "Sandbox",
     "SendStream",
+    "open_pool",
     "open_sandbox",
     "run",
 ]
@@ -81,5 +85,35 @@ def open_sandbox(config: SandboxConfig | None = None, /, **fields: Unpack[Sandbo
         CreateError: when the box does not start.
         WrongLoop: inside of trio.
     """
-    with lease() as portal, hold(portal, core.open_sandbox(config, **fields)) as opened:
+    with lease() as portal, hold(portal, core_sandbox.open_sandbox(config, **fields)) as opened:
         yield Sandbox(portal, opened)
+
+
+@contextmanager
+def open_pool(
+    config: SandboxConfig | None = None,
+    /,
+    *,
+    size: int,
+    uses: int = 1,
+    starting: int | None = None,
+    **fields: Unpack[SandboxFields],
+) -> Iterator[Pool]:
+    """Keep boxes ready for the length of a ``with`` block.
+
+    Args:
+        config: what each box is to be; the default configuration if left out.
+        size: how many to keep ready.
+        uses: how many times each is given out, 1 unless said otherwise.
+        starting: how many are started at once, as many as there are processors unless said otherwise.
+        fields: fields of ``SandboxConfig``, over those of ``config``.
+
+    Cancellation: KeyboardInterrupt leaves the block when every box that nobody has is ended and removed.
+
+    Raises:
+        ConfigError: when an argument is wrong; nothing was started.
+        WrongLoop: inside of trio.
+    """
+    manager = core_pool.open_pool(config, size=size, uses=uses, starting=starting, **fields)
+    with lease() as portal, hold(portal, manager) as opened:
+        yield Pool(portal, opened)

@@ -14,10 +14,10 @@ from kavach_core.blocking.calls import call, finish, plain
 from kavach_core.portal import Leftover, Mirror, Portal, glance
 from kavach_core.types import Output
 
-Stream = TypeVar("Stream", bound=trio.abc.AsyncResource)
+C = TypeVar("C", bound=trio.abc.AsyncResource)
 
 
-class _Closable(Mirror[Stream]):
+class _Closable(Mirror[C]):
     def close(self) -> None:
         """Close it, as ``aclose`` of the core does. May be called again."""
         call(self._portal, self._core.aclose)

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
-from kavach_core import sandbox
+from kavach_core import pool, sandbox
 from kavach_core.abc import QuickPlan
 from kavach_core.config import SandboxConfig
 from kavach_core.lifecycle import State
@@ -104,6 +104,11 @@ class SandboxView(Mirror[sandbox.Sandbox]):
         return self._core.cwd
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """What its backend can do: see ``kavach_core.capabilities``."""
+        return self._core.capabilities
+
+    @property
     def state(self) -> State:
         """Where it is in its life."""
         return self._core.state
@@ -111,3 +116,19 @@ class SandboxView(Mirror[sandbox.Sandbox]):
     def plan(self) -> QuickPlan | None:
         """Return how a box like this one can be started without importing the backend, if the backend can say it."""
         return self._core.plan()
+
+
+class PoolView(Mirror[pool.Pool]):
+    """What is known of a pool."""
+
+    @property
+    def config(self) -> SandboxConfig:
+        """What each box is to be."""
+        return self._core.config
+
+    @property
+    def options(self) -> pool.PoolOptions:
+        """How it keeps its boxes."""
+        return self._core.options
+
+    stats = glance(pool.Pool.stats)

@@ -15,9 +15,11 @@ from kavach_core import capabilities
 from kavach_core.abc import Backend, GuestStartError, Planner, QuickPlan, SandboxSpec, Session
 from kavach_core.commands import CommandOptions, ExecOptions, build_command, build_request
 from kavach_core.concurrency import Registry
-from kavach_core.config import SandboxConfig
+from kavach_core.config import NOBODY, SandboxConfig
 from kavach_core.errors import ConfigError, FieldProblem, InvalidTransition, StartFailed, UnsupportedPolicy
 from kavach_core.execution import Command, Run, run_command
+from kavach_core.files import SandboxFiles
+from kavach_core.guest_files import FileSession
 from kavach_core.lifecycle import State, require_running, transition
 from kavach_core.outcomes import describe_start_failure, raise_if_gone, raise_unless_ok, refuse_missing_cwd, result_of
 from kavach_core.policy import Limits, SandboxPolicy
@@ -229,6 +231,26 @@ class Sandbox:
         if capability not in self._backend.capabilities:
             reason = f"backend {self.backend!r} cannot {capabilities.DESCRIPTIONS[capability]}"
             raise UnsupportedPolicy([FieldProblem(capability, reason, "choose another backend")])
+
+    @property
+    def files(self) -> SandboxFiles:
+        """The files of the box.
+
+        Raises:
+            UnsupportedPolicy: when the backend cannot work on files.
+        """
+        self._require(capabilities.FILES)
+        session, user = self._session, self.config.user
+        if not isinstance(session, FileSession):
+            reason = f"backend {self.backend!r} declares it and does not have it"
+            raise UnsupportedPolicy([FieldProblem(capabilities.FILES, reason, "tell who wrote the plugin")])
+        return SandboxFiles(
+            session.files,
+            cwd=self.cwd,
+            user=user if isinstance(user, User) else NOBODY,
+            sandbox_id=self.id,
+            require_running=lambda: require_running(self._state, sandbox_id=self.id),
+        )
 
     async def processes(self) -> tuple[ProcessInfo, ...]:
         """Return the processes of the box, those included that commands have left behind.

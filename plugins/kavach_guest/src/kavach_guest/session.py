@@ -8,10 +8,12 @@ import attrs
 import trio
 
 from kavach_core.abc import GuestStartError
+from kavach_core.guest_files import GuestFiles
 from kavach_core.types import ExecRequest, LimitEvents, ProcessInfo, StartFailure, Usage
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
+from kavach_guest.files import AgentFiles
 from kavach_guest.process import KILL_DEADLINE_SECONDS, AgentProcess
 
 
@@ -35,11 +37,16 @@ class Box(Protocol):
 
 
 class AgentSession:
-    """A Session over a guest channel and a box. See ``kavach_core.abc.Session``."""
+    """A Session over a guest channel and a box. See ``kavach_core.abc.Session``.
+
+    Attributes:
+        files: the files of the box. See ``kavach_core.guest_files.GuestFiles``.
+    """
 
     def __init__(self, channel: GuestChannel, box: Box) -> None:
         self._channel = channel
         self._box = box
+        self.files: GuestFiles = AgentFiles(self.start_tool)
 
     async def start(self, request: ExecRequest) -> AgentProcess:
         """Start a command."""

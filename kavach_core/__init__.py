@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     from kavach_core.errors import ExecError as ExecError
     from kavach_core.errors import ExecTimeout as ExecTimeout
     from kavach_core.errors import FieldProblem as FieldProblem
+    from kavach_core.errors import FileOperationFailed as FileOperationFailed
+    from kavach_core.errors import FileTimeout as FileTimeout
+    from kavach_core.errors import FileTooLarge as FileTooLarge
     from kavach_core.errors import KavachError as KavachError
     from kavach_core.errors import LimitExceeded as LimitExceeded
     from kavach_core.errors import NoBackendAvailable as NoBackendAvailable
     from kavach_core.errors import NonzeroExit as NonzeroExit
+    from kavach_core.errors import NotRegularFile as NotRegularFile
     from kavach_core.errors import PoolClosed as PoolClosed
     from kavach_core.errors import SandboxError as SandboxError
     from kavach_core.errors import SandboxGone as SandboxGone
     from kavach_core.errors import StartFailed as StartFailed
     from kavach_core.errors import UnsupportedPolicy as UnsupportedPolicy
+    from kavach_core.files import SandboxFiles as SandboxFiles
+    from kavach_core.files import Transferred as Transferred
+    from kavach_core.guest_files import FileKind as FileKind
+    from kavach_core.guest_files import FileStat as FileStat
     from kavach_core.lifecycle import State as State
     from kavach_core.policy import Limits as Limits
     from kavach_core.policy import SandboxPolicy as SandboxPolicy
@@ -63,16 +71,22 @@ _HOMES = {
         "ExecError",
         "ExecTimeout",
         "FieldProblem",
+        "FileOperationFailed",
+        "FileTimeout",
+        "FileTooLarge",
         "KavachError",
         "LimitExceeded",
         "NoBackendAvailable",
         "NonzeroExit",
+        "NotRegularFile",
         "PoolClosed",
         "SandboxError",
         "SandboxGone",
         "StartFailed",
         "UnsupportedPolicy",
     ),
+    "files": ("SandboxFiles", "Transferred"),
+    "guest_files": ("FileKind", "FileStat"),
     "lifecycle": ("State",),
     "policy": ("Limits", "SandboxPolicy"),
     "pool": ("Pool", "PoolStats", "open_pool"),

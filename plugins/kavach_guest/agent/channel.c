@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
+#include "cpu.h"
 #include "identity.h"
 #include "input.h"
 #include "out.h"
@@ -57,23 +58,17 @@ bool channel_is_alone(const struct channel *channel) {
 
 static bool census[SLOTS];
 
-static void count_in_census(pid_t pid, int slot, bool stopped) {
-    (void)pid;
-    (void)stopped;
-    if (slot != TREE_NOBODY)
-        census[slot] = true;
+static void count_in_census(const struct process *process) {
+    if (process->slot != TREE_NOBODY)
+        census[process->slot] = true;
 }
 
 /* Learns which markers are still carried. One walk can miss a process that forks, ends and wraps
    around to a low pid meanwhile; it cannot do so twice in a row. */
 static void free_stale_slots(void) {
     memset(census, 0, sizeof census);
-    for (int walk = 0; walk < CENSUS_WALKS && !identity_is_plain(); walk++) {
-        if (!tree_walk_begin())
-            return;
-        while (!tree_walk_step(UINT32_MAX, count_in_census))
-            ;
-    }
+    for (int walk = 0; walk < CENSUS_WALKS && !identity_is_plain(); walk++)
+        tree_walk_at_once(count_in_census);
     for (int slot = 0; slot < SLOTS; slot++)
         if (slots[slot].state == CHANNEL_STALE && !census[slot])
             slots[slot].state = CHANNEL_FREE;
@@ -116,14 +111,18 @@ static const char *start_failed(uint32_t id, int stage, int error) {
     return NULL;
 }
 
-static void open_channel(struct channel *channel, uint32_t id, uint64_t label,
+static void open_channel(struct channel *channel, uint32_t id, const struct request *request,
                          const struct spawned *s) {
     *channel = (struct channel){
         .state = CHANNEL_OPEN,
         .id = id,
-        .label = label,
+        .label = request->label,
+        .terminal = request->rows > 0,
         .pid = s->pid,
-        .in = {.fd = s->input, .ended = s->input < 0, .credit = CREDIT_INITIAL},
+        .in = {.fd = s->input,
+               .ended = s->input < 0,
+               .credit = CREDIT_INITIAL,
+               .terminal = request->rows > 0},
         .out = {{.fd = s->output[0], .credit = CREDIT_INITIAL},
                 {.fd = s->output[1], .credit = CREDIT_INITIAL}},
     };
@@ -146,7 +145,7 @@ const char *channel_start(uint32_t id, unsigned char *payload, uint32_t length) 
     if (s.pid != 0)
         nobody_lives = false;
     if (s.stage == STAGE_NONE) {
-        open_channel(channel, id, request.label, &s);
+        open_channel(channel, id, &request, &s);
         return NULL;
     }
     if (s.pid != 0)
@@ -174,11 +173,7 @@ const char *channel_find(uint32_t id, struct channel **found) {
 
 /* ---- exit ---- */
 
-static void note_exit(pid_t pid, int status, const struct rusage *usage) {
-    int slot = channel_slot_of_pid(pid);
-    if (slot == TREE_NOBODY)
-        return; /* an orphan that process 1 has inherited */
-    struct channel *channel = &slots[slot];
+static void note_exit(struct channel *channel, int status, const struct rusage *usage) {
     channel->exited = true;
     channel->just_exited = true;
     channel->pid = 0; /* the number may be another process's from now on */
@@ -186,18 +181,40 @@ static void note_exit(pid_t pid, int status, const struct rusage *usage) {
     channel->usage = *usage;
 }
 
+/* Whose an orphan was that process 1 has inherited, its marker alone tells, and only until it has
+   been waited for. Nobody looks while nobody asks. */
+static int slot_of_the_next_orphan(void) {
+    siginfo_t next = {0};
+    if (!cpu_is_watched() || waitid(P_ALL, 0, &next, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+        next.si_pid == 0 || channel_slot_of_pid(next.si_pid) != TREE_NOBODY)
+        return TREE_NOBODY;
+    return tree_slot_of(next.si_pid);
+}
+
+static pid_t reap_one(void) {
+    int status;
+    struct rusage usage;
+    int orphans = slot_of_the_next_orphan();
+    pid_t pid = wait4(-1, &status, WNOHANG, &usage);
+    if (pid <= 0)
+        return pid;
+    int slot = channel_slot_of_pid(pid);
+    if (slot != TREE_NOBODY)
+        note_exit(&slots[slot], status, &usage);
+    else
+        slot = orphans;
+    if (slot != TREE_NOBODY)
+        cpu_add(&slots[slot], &usage);
+    return pid;
+}
+
 bool channel_reap(void) {
     for (int i = 0; i < REAP_AT_ONCE; i++) {
-        int status;
-        struct rusage usage;
-        pid_t pid = wait4(-1, &status, WNOHANG, &usage);
-        if (pid > 0) {
-            note_exit(pid, status, &usage);
-            continue;
-        }
+        pid_t pid = reap_one();
         if (pid < 0 && errno == ECHILD)
             nobody_is_left();
-        return false;
+        if (pid <= 0)
+            return false;
     }
     return true;
 }
@@ -251,7 +268,8 @@ static bool settle(struct channel *channel) {
         if (channel->exited && !channel->exited_sent)
             send_exited(channel);
         input_grant(&channel->in, channel->id);
-        if (silent && channel->exited_sent && channel->kill.asked == 0)
+        if (silent && channel->exited_sent && channel->kill.asked == 0 &&
+            channel->cpu.asked == 0)
             end_channel(channel);
     }
     if (channel->state != CHANNEL_DRAIN || !is_drained(channel))

@@ -32,6 +32,8 @@ struct input {
     bool ended; /* by the host, or never asked for */
     uint32_t credit;
     uint32_t owed; /* taken, and not granted again yet */
+    bool terminal; /* its end is typed, not closed */
+    unsigned char last; /* what was typed last, 0 at first */
     unsigned char *held; /* what the pipe did not take; CREDIT_INITIAL bytes, or NULL */
     uint32_t held_from;
     uint32_t held_to;
@@ -47,6 +49,14 @@ struct killing {
     uint32_t clean_walks; /* complete walks in a row that saw nobody */
 };
 
+struct cpu {
+    bool watched; /* the host has asked once */
+    uint32_t asked; /* CPUs not answered yet */
+    uint32_t counted; /* those that the walk under way is for */
+    uint64_t sum_us; /* what it has found */
+    uint64_t ended_us; /* used by those that were waited for, first process or orphan */
+};
+
 struct channel {
     enum channel_state state;
     uint32_t id;
@@ -54,6 +64,7 @@ struct channel {
     bool exited;
     bool exited_sent;
     bool closed;
+    bool terminal; /* its output is the agent's end of one */
     bool stopped; /* by a SIGNAL of the host */
     uint64_t label; /* kept when stale, for the processes that are left */
     bool just_exited; /* its last output has not been looked for yet */
@@ -62,6 +73,7 @@ struct channel {
     struct input in;
     struct stream out[2];
     struct killing kill;
+    struct cpu cpu;
 };
 
 /* The channels that are open or drained, by ascending id. */

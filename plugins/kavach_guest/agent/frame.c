@@ -23,6 +23,9 @@ static const struct rule rules[] = {
     [HOST_KILL] = {0, 0, 0, 0, 1},
     [HOST_CLOSE] = {0, 0, 0, 0, 1},
     [HOST_PING] = {0, PING_MAX, 0, 0, 0},
+    [HOST_RESIZE] = {4, 4, 0, 0, 1},
+    [HOST_PROCESSES] = {0, 0, 0, 0, 0},
+    [HOST_CPU] = {0, 0, 0, 0, 1},
 };
 
 const char *frame_decode(unsigned char *header, struct frame *frame) {
@@ -31,7 +34,7 @@ const char *frame_decode(unsigned char *header, struct frame *frame) {
     frame->stream = header[5];
     frame->channel = get_u32(header + 8);
     frame->payload = header + HEADER_SIZE;
-    if (frame->type < HOST_HELLO || frame->type > HOST_PING)
+    if (frame->type < HOST_HELLO || frame->type > HOST_CPU)
         return "unknown frame type";
     const struct rule *rule = &rules[frame->type];
     if (frame->length < rule->shortest || frame->length > rule->longest)

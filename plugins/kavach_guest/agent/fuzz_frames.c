@@ -4,7 +4,7 @@
    are replaced below). LLVMFuzzerTestOneInput is for a fuzzer; main is a deterministic driver:
 
        cc -fsanitize=address,undefined fuzz_frames.c frame.c request.c channel.c input.c stream.c \
-          out.c kills.c -o fuzz && ./fuzz LIVES [SEED] */
+          out.c kills.c cpu.c listing.c terminal.c -o fuzz && ./fuzz LIVES [SEED] */
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -36,12 +36,27 @@ bool identity_is_plain(void) {
     return true;
 }
 
-bool tree_walk_begin(void) {
-    return true;
+void tree_walk_begin(enum tree_walk walk) {
+    (void)walk;
 }
 
-bool tree_walk_step(unsigned budget, tree_visitor *visit) {
-    visit(FAKE_PID, (int)(budget % SLOTS), false);
+bool tree_walk_step(enum tree_walk walk, unsigned budget, tree_visitor *visit) {
+    static int slot;
+    slot = (slot + (int)walk + (int)(budget % 2)) % SLOTS;
+    visit(&(struct process){.pid = FAKE_PID, .slot = slot - 1, .state = 'T', .alive = true});
+    return slot % 3 == 0;
+}
+
+void tree_walk_at_once(tree_visitor *visit) {
+    tree_walk_step(WALK_AT_ONCE, 1, visit);
+}
+
+int tree_slot_of(pid_t pid) {
+    return pid % SLOTS;
+}
+
+bool procfs_read_consumption(pid_t pid, struct consumption *c) {
+    *c = (struct consumption){.own_us = (uint64_t)pid, .name_length = NAME_MAX_BYTES};
     return true;
 }
 
@@ -108,6 +123,8 @@ static void serve_all(void) {
         stream_stop_lingering(channel);
     }
     kills_advance();
+    listing_advance();
+    cpu_advance();
     channel_settle_all();
     if (!out_flush())
         abort();
@@ -153,9 +170,9 @@ static size_t random_fields(uint8_t *p) {
     size_t used = 0;
     for (uint32_t fields = random_below(12); fields > 0; fields--) {
         uint32_t length = random_below(4) == 0 ? random_below(300) : 4;
-        uint8_t tag = (uint8_t)(1 + random_below(9));
+        uint8_t tag = (uint8_t)(1 + random_below(12));
         p[used] = tag;
-        put_u32(p + used + 1, tag == TAG_STDIN ? length = 1 : length);
+        put_u32(p + used + 1, tag == TAG_STDIN || tag == TAG_TOOL ? length = 1 : tag == TAG_LABEL ? length = 8 : length);
         memset(p + used + 5, tag == TAG_ENV ? '=' : '/', length);
         if (tag == TAG_ENV && length > 0)
             p[used + 5] = 'A';
@@ -183,6 +200,7 @@ static size_t random_payload(uint8_t type, uint8_t *p) {
         return memcpy(p, "KVCH\1\0\0\0", 8) == p ? 8 : 0;
     size_t length = type == HOST_CREDIT   ? 4
                     : type == HOST_SIGNAL ? 2
+                    : type == HOST_RESIZE ? 4
                     : type == HOST_DATA   ? 1 + random_below(random_below(2) == 0 ? 100 : 32768)
                     : type == HOST_PING   ? random_below(65)
                                           : 0;
@@ -192,13 +210,13 @@ static size_t random_payload(uint8_t type, uint8_t *p) {
 }
 
 static size_t random_frame(uint8_t *p) {
-    uint8_t type = (uint8_t)(2 + random_below(8));
+    uint8_t type = (uint8_t)(2 + random_below(11));
     if (random_below(200) == 0 || !greeted)
         type = HOST_HELLO;
     else if (random_below(2) == 0)
         type = random_below(2) == 0 ? HOST_START : HOST_DATA;
     size_t length = random_payload(type, p + 12);
-    bool none = type == HOST_HELLO || type == HOST_PING;
+    bool none = type == HOST_HELLO || type == HOST_PING || type == HOST_PROCESSES;
     put_u32(p, (uint32_t)length);
     p[4] = type;
     p[5] = (uint8_t)(type == HOST_CREDIT ? 1 + random_below(2) : 0);

@@ -7,11 +7,15 @@
 
 #include "bytes.h"
 #include "channel.h"
+#include "cpu.h"
 #include "frame.h"
 #include "input.h"
 #include "kills.h"
+#include "listing.h"
 #include "out.h"
 #include "stream.h"
+#include "terminal.h"
+#include "tree.h"
 
 enum { CAPACITY = HEADER_SIZE + START_MAX, SIGNAL_MAX = 64 };
 
@@ -57,6 +61,29 @@ static const char *obey_signal(struct channel *channel, const unsigned char *pay
     return NULL;
 }
 
+static int resized_slot;
+
+static void tell_of_size(const struct process *process) {
+    if (process->slot == resized_slot)
+        kill(process->pid, SIGWINCH);
+}
+
+static const char *obey_resize(struct channel *channel, const unsigned char *payload) {
+    uint16_t rows = get_u16(payload), columns = get_u16(payload + 2);
+    if (rows == 0 || columns == 0)
+        return "a terminal without a size";
+    if (channel == NULL)
+        return NULL;
+    if (!channel->terminal)
+        return "RESIZE without a terminal";
+    if (channel->out[0].fd < 0 || terminal_resize(channel->out[0].fd, rows, columns))
+        return NULL;
+    /* All of them, as nothing says who is in the foreground; who does not care ignores it. */
+    resized_slot = channel_slot(channel);
+    tree_walk_at_once(tell_of_size);
+    return NULL;
+}
+
 static const char *obey_for_channel(const struct frame *frame, struct channel *channel) {
     switch (frame->type) {
     case HOST_DATA:
@@ -67,6 +94,9 @@ static const char *obey_for_channel(const struct frame *frame, struct channel *c
         return stream_credit(&channel->out[frame->stream - 1], get_u32(frame->payload));
     case HOST_KILL:
         kills_ask(channel);
+        return NULL;
+    case HOST_CPU:
+        cpu_ask(channel);
         return NULL;
     default:
         channel->closed = true;
@@ -83,6 +113,8 @@ static const char *obey(const struct frame *frame) {
         out_frame(GUEST_PONG, 0, 0, frame->payload, frame->length);
         return NULL;
     }
+    if (frame->type == HOST_PROCESSES)
+        return listing_ask();
     if (frame->type == HOST_START)
         return channel_start(frame->channel, frame->payload, frame->length);
     struct channel *channel;
@@ -91,6 +123,8 @@ static const char *obey(const struct frame *frame) {
         return problem;
     if (frame->type == HOST_SIGNAL)
         return obey_signal(channel, frame->payload);
+    if (frame->type == HOST_RESIZE)
+        return obey_resize(channel, frame->payload);
     return channel == NULL ? NULL : obey_for_channel(frame, channel);
 }
 

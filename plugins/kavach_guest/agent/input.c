@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "out.h"
+#include "terminal.h"
 
 /* A quarter of the window: the host never runs dry, and small inputs need no CREDIT at all. */
 enum { GRANT_FROM = CREDIT_INITIAL / 4 };
@@ -34,6 +35,8 @@ static uint32_t offer(struct input *in, const unsigned char *data, uint32_t leng
         in->fd = -1;
         return length;
     }
+    if (n > 0)
+        in->last = data[n - 1];
     return (uint32_t)n;
 }
 
@@ -51,6 +54,19 @@ static bool hold(struct input *in, const unsigned char *data, uint32_t length) {
     memcpy(in->held + in->held_to, data, length);
     in->held_to += length;
     return true;
+}
+
+/* All that came has been taken. Closing would not tell a terminal's reader. */
+static void finish(struct input *in) {
+    if (in->terminal && in->fd >= 0) {
+        unsigned char typed[TERMINAL_END_MAX];
+        uint32_t length = (uint32_t)terminal_end_of_input(in->fd, in->last, typed);
+        uint32_t taken = offer(in, typed, length);
+        in->terminal = false;
+        if (taken < length && hold(in, typed + taken, length - taken))
+            return;
+    }
+    input_close(in);
 }
 
 const char *input_take(struct input *in, const unsigned char *data, uint32_t length) {
@@ -75,7 +91,7 @@ void input_continue(struct input *in) {
     if (in->held_from == in->held_to)
         in->held_from = in->held_to = 0;
     if (in->ended && !input_waits(in))
-        input_close(in);
+        finish(in);
 }
 
 const char *input_end(struct input *in) {
@@ -83,7 +99,7 @@ const char *input_end(struct input *in) {
         return "EOF for a stdin that has ended";
     in->ended = true;
     if (!input_waits(in))
-        input_close(in);
+        finish(in);
     return NULL;
 }
 

@@ -110,13 +110,13 @@ static void hit_nobody(pid_t pid) {
     }
 }
 
-static void visit(pid_t pid, int slot, bool stopped) {
-    if (slot == TREE_NOBODY)
-        hit_nobody(pid);
-    else if (is_asked(channel_in_slot(slot)))
-        hit(channel_in_slot(slot), pid);
-    else if (stopped && stopped_count < STOPPED_MAX)
-        stopped_before[stopped_count++] = pid;
+static void visit(const struct process *process) {
+    if (process->slot == TREE_NOBODY)
+        hit_nobody(process->pid);
+    else if (is_asked(channel_in_slot(process->slot)))
+        hit(channel_in_slot(process->slot), process->pid);
+    else if (process->state == 'T' && stopped_count < STOPPED_MAX)
+        stopped_before[stopped_count++] = process->pid;
 }
 
 static bool was_stopped_before(pid_t pid) {
@@ -126,12 +126,11 @@ static bool was_stopped_before(pid_t pid) {
     return false;
 }
 
-static void kill_or_continue(pid_t pid, int slot, bool stopped) {
-    (void)stopped;
-    if (slot == TREE_NOBODY || is_asked(channel_in_slot(slot)))
-        kill(pid, SIGKILL);
-    else if (!channel_in_slot(slot)->stopped && !was_stopped_before(pid))
-        kill(pid, SIGCONT);
+static void kill_or_continue(const struct process *process) {
+    if (process->slot == TREE_NOBODY || is_asked(channel_in_slot(process->slot)))
+        kill(process->pid, SIGKILL);
+    else if (!channel_in_slot(process->slot)->stopped && !was_stopped_before(process->pid))
+        kill(process->pid, SIGCONT);
 }
 
 /* Many processes that fork get most of the processors, and more of them come than a walk can kill.
@@ -139,9 +138,7 @@ static void kill_or_continue(pid_t pid, int slot, bool stopped) {
    then the walk is alone and nobody can fork away from it. */
 static void kill_in_a_frozen_box(void) {
     kill(-1, SIGSTOP);
-    tree_walk_begin();
-    while (!tree_walk_step(UINT32_MAX, kill_or_continue))
-        ;
+    tree_walk_at_once(kill_or_continue);
     walking = false;
     next_walk = now_ms() + pause_ms;
 }
@@ -172,7 +169,8 @@ static void begin_walk(void) {
     }
     doomed_count = 0;
     stopped_count = 0;
-    walking = tree_walk_begin();
+    walking = true;
+    tree_walk_begin(WALK_KILL);
 }
 
 static void end_walk(int64_t now) {
@@ -226,7 +224,7 @@ int kills_advance(void) {
     if (!walking && now >= next_walk)
         begin_walk();
     /* Between two steps children may be reaped, and their children become orphans of nobody. */
-    if (walking && tree_walk_step(identity_is_plain() ? UINT32_MAX : WALK_BUDGET, visit))
+    if (walking && tree_walk_step(WALK_KILL, identity_is_plain() ? UINT32_MAX : WALK_BUDGET, visit))
         end_walk(now);
     if (needs_freezing(now))
         kill_in_a_frozen_box();

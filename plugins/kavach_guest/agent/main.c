@@ -14,11 +14,14 @@
 
 #include "bytes.h"
 #include "channel.h"
+#include "cpu.h"
+#include "files.h"
 #include "files.h"
 #include "host.h"
 #include "identity.h"
 #include "input.h"
 #include "kills.h"
+#include "listing.h"
 #include "out.h"
 #include "spawn.h"
 #include "stream.h"
@@ -264,12 +267,14 @@ static _Noreturn void run(void) {
         serve_channels();
         if (lingers)
             stop_lingering(ready == 0);
-        timeout = kills_advance();
+        timeout = soonest(kills_advance(), soonest(listing_advance(), cpu_advance()));
         channel_settle_all();
     }
 }
 
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--files") == 0)
+        return files_main(argc, argv);
     if (argc > 1 && strcmp(argv[1], "--files") == 0)
         return files_main(argc, argv);
     bool plain = argc == 2 && strcmp(argv[1], "--plain") == 0;

@@ -12,11 +12,12 @@
 #include <unistd.h>
 
 #include "identity.h"
+#include "terminal.h"
 
 enum {
     CHILD_STACK = 65536,
     DEFAULT_UMASK = 0022,
-    FIXED_DESCRIPTORS = 16, /* 0 to 2, /dev/null, /proc, the pipes being made, and some */
+    FIXED_DESCRIPTORS = 24, /* 0 to 2, what is prepared, the pipes being made, and some */
     DESCRIPTORS_PER_CHANNEL = 3,
 };
 
@@ -47,6 +48,7 @@ const char *spawn_prepare(void) {
     own_program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (own_program < 0)
         return "cannot open the agent's own program";
+    terminal_prepare();
     umask(DEFAULT_UMASK);
     if (chdir("/") != 0 || getrlimit(RLIMIT_NOFILE, &agent_limit) != 0)
         return "cannot read the limits of the box";
@@ -125,6 +127,9 @@ static int child_main(void *unused) {
     (void)unused;
     const struct request *r = launch.request;
     setsid();
+    int error = r->rows > 0 ? terminal_take(launch.descriptors[0]) : 0;
+    if (error != 0)
+        return failed(STAGE_RESOURCES, error);
     for (int i = 0; i < 3; i++)
         if (dup2(launch.descriptors[i], i) < 0)
             return failed(STAGE_RESOURCES, errno);
@@ -132,7 +137,7 @@ static int child_main(void *unused) {
         umask(r->umask);
     if (setrlimit(RLIMIT_NOFILE, &command_limit) != 0)
         return failed(STAGE_RESOURCES, errno);
-    int error = identity_become(r, launch.marker);
+    error = identity_become(r, launch.marker);
     if (error != 0)
         return failed(STAGE_IDENTITY, error);
     /* The agent is in "/" already. */
@@ -152,9 +157,9 @@ static void close_if_open(int descriptor) {
 
 /* Makes the pipes; theirs[] are the command's ends. The agent's ends never block: a command can
    open its own pipe and take away what poll has announced. */
-static int make_pipes(bool with_input, int theirs[3], struct spawned *s) {
+static int make_pipes(const struct request *r, int theirs[3], struct spawned *s) {
     int pair[2];
-    for (int i = with_input ? 0 : 1; i < 3; i++) {
+    for (int i = r->stdin_pipe ? 0 : 1; i < 3; i++) {
         if (pipe2(pair, O_CLOEXEC) != 0)
             return errno;
         int own = i == 0 ? 1 : 0;
@@ -166,13 +171,22 @@ static int make_pipes(bool with_input, int theirs[3], struct spawned *s) {
     return 0;
 }
 
-/* The pipes belong to the command's user, so that it can open /dev/stdout and /proc/self/fd/1. */
-static int make_pipes_as(const struct request *r, int theirs[3], struct spawned *s) {
+/* Its one end is both read and written; two descriptors, so that each direction can be closed. */
+static int make_terminal(const struct request *r, int theirs[3], struct spawned *s) {
+    int error = terminal_make(r->rows, r->columns, &s->output[0], &theirs[0]);
+    if (error != 0 || !r->stdin_pipe)
+        return error;
+    s->input = fcntl(s->output[0], F_DUPFD_CLOEXEC, 0);
+    return s->input < 0 ? errno : 0;
+}
+
+/* What is made belongs to the command's user, so that it can open /dev/stdout and /proc/self/fd/1. */
+static int make_streams_as(const struct request *r, int theirs[3], struct spawned *s) {
     if (!identity_act_as(r->uid)) {
         s->stage = STAGE_IDENTITY;
         return errno;
     }
-    int error = make_pipes(r->stdin_pipe, theirs, s);
+    int error = r->rows > 0 ? make_terminal(r, theirs, s) : make_pipes(r, theirs, s);
     /* It has just been possible at the start; an agent without its identity must not go on. */
     if (!identity_act_as_self())
         _exit(1);
@@ -186,6 +200,8 @@ static void create_process(const struct request *r, int slot, const int theirs[3
         .marker = (gid_t)(MARKER_FIRST + slot),
         .descriptors = {theirs[0] < 0 ? null_device : theirs[0], theirs[1], theirs[2]},
     };
+    if (r->rows > 0)
+        launch.descriptors[1] = launch.descriptors[2] = theirs[0];
     pid_t pid = clone(child_main, child_stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
     if (pid < 0) {
         s->stage = STAGE_RESOURCES;
@@ -202,7 +218,7 @@ void spawn_command(const struct request *r, int slot, unsigned channels_open,
     int theirs[3] = {-1, -1, -1};
     *s = (struct spawned){.input = -1, .output = {-1, -1}};
     raise_descriptor_limit(channels_open);
-    int error = make_pipes_as(r, theirs, s);
+    int error = make_streams_as(r, theirs, s);
     if (error == 0) {
         create_process(r, slot, theirs, s);
     } else {

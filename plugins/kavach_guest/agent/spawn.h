@@ -6,8 +6,8 @@
 
 struct spawned {
     pid_t pid;       /* 0 when no process was created */
-    int input;       /* -1 without a stdin pipe */
-    int output[2];   /* stdout, stderr */
+    int input;       /* -1 without a stdin that is fed */
+    int output[2];   /* stdout, stderr; a terminal, and -1 */
     int stage;       /* STAGE_NONE if the program runs */
     int error;
 };

@@ -57,6 +57,27 @@ def tagged(tag: int, value: bytes | int) -> bytes:
     return struct.pack("<BI", tag, len(raw)) + raw
 
 
+@dataclass(frozen=True)
+class Process:
+    """The payload of PROCESS."""
+
+    pid: int
+    parent: int
+    uid: int
+    threads: int
+    label: int
+    cpu_us: int
+    rss_bytes: int
+    state: str
+    name: bytes
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Process:
+        """Decode it."""
+        *numbers, state = struct.unpack_from("<IIIIQQQc", payload)
+        return cls(*numbers, state=state.decode(), name=payload[41:])
+
+
 @dataclass
 class Outcome:
     """Everything that came for one channel."""

@@ -19,6 +19,7 @@ from typing import cast
 
 from agent_frames import (
     ARG,
+    CPU,
     CREDIT,
     CWD,
     DATA,
@@ -27,6 +28,7 @@ from agent_frames import (
     ERROR,
     EXITED,
     FAILED,
+    G_CPU,
     G_CREDIT,
     G_DATA,
     G_EOF,
@@ -38,10 +40,13 @@ from agent_frames import (
     KILL,
     KILLED,
     LABEL,
+    LISTED,
     OF_NO_CHANNEL,
     PAYLOAD_SIZES,
     PING,
     PONG,
+    PROCESS,
+    PROCESSES,
     START,
     STARTED,
     STDIN,
@@ -52,6 +57,7 @@ from agent_frames import (
     WINDOW,
     Frame,
     Outcome,
+    Process,
     tagged,
 )
 
@@ -285,6 +291,22 @@ class Agent:
         self.send(KILL, channel)
         (remaining,) = self.wait(channel, KILLED).numbers
         return remaining
+
+    def processes(self) -> list[Process]:
+        """Ask which processes there are."""
+        self.send(PROCESSES)
+        found = []
+        while (frame := self.frame()) is not None and frame.type != LISTED:
+            if frame.type == PROCESS:
+                found.append(Process.parse(frame.payload))
+        assert frame is not None, f"the agent ended: {self.others} {self.errors()}"
+        return found
+
+    def cpu(self, channel: int) -> float:
+        """Ask for the seconds of CPU time that the command has used."""
+        self.send(CPU, channel)
+        (microseconds,) = struct.unpack("<Q", self.wait(channel, G_CPU).payload)
+        return float(microseconds) / 1e6
 
     # ---- the end ----
 

@@ -6,6 +6,7 @@ undefined-behaviour sanitizers, and plain with those.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -74,6 +75,11 @@ BOXED = [
     pytest.param(("boxed", build), id=f"boxed-{build}", marks=[pytest.mark.needs_root, needs_root])
     for build in ("release", "sanitized")
 ]
+REAL = [
+    pytest.param(("real", "runc"), id="runc", marks=pytest.mark.needs_runc),
+    pytest.param(("real", "crun"), id="crun", marks=pytest.mark.needs_crun),
+    pytest.param(("real", "gvisor"), id="gvisor", marks=pytest.mark.needs_runsc),
+]
 
 Launch = Callable[..., Agent]
 
@@ -116,6 +122,46 @@ def launch_box(request: pytest.FixtureRequest, programs: Programs) -> Iterator[L
 def box(launch_box: Launch) -> Agent:
     """One agent as process 1 of a real box."""
     return launch_box().greet()
+
+
+@pytest.fixture
+def real_boxes(programs: Programs) -> Iterator[Callable[[str], Agent]]:
+    """Boot boxes of a backend, by its name."""
+    from real_boxes import real_box  # noqa: PLC0415 - the other tests need no backend
+
+    with contextlib.ExitStack() as boxes:
+
+        def boot(backend: str, pids: int = 512) -> Agent:
+            return boxes.enter_context(real_box(backend, programs.guest, pids=pids))
+
+        yield boot
+
+
+def _one(request: pytest.FixtureRequest, programs: Programs, real_boxes: Callable[[str], Agent]) -> Iterator[Agent]:
+    mode, backend = request.param
+    if mode == "real":
+        yield real_boxes(backend)
+        return
+    for launched in _launch(programs, request.param):
+        yield launched().greet()
+
+
+@pytest.fixture(params=PLAIN + BOXED + REAL)
+def anywhere(request: pytest.FixtureRequest, programs: Programs, real_boxes: Callable[[str], Agent]) -> Iterator[Agent]:
+    """One agent, in each of the three ways and in a box of each real runtime."""
+    yield from _one(request, programs, real_boxes)
+
+
+@pytest.fixture(params=BOXED + REAL)
+def marked(request: pytest.FixtureRequest, programs: Programs, real_boxes: Callable[[str], Agent]) -> Iterator[Agent]:
+    """One agent, wherever commands carry a marker."""
+    yield from _one(request, programs, real_boxes)
+
+
+@pytest.fixture(params=REAL)
+def each_runtime(request: pytest.FixtureRequest, real_boxes: Callable[[str], Agent]) -> Agent:
+    """One agent in a box of each real runtime."""
+    return real_boxes(request.param[1])
 
 
 @pytest.fixture

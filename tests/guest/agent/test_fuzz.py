@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tests.guest.agent.conftest import Programs
 
-UNITS = ("fuzz_frames", "frame", "request", "channel", "input", "stream", "out", "kills")
+UNITS = ("fuzz_frames", "frame", "request", "channel", "input", "stream", "out", "kills", "cpu", "listing", "terminal")
 LIVES = 300  # of 50 inputs each
 
 

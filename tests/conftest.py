@@ -219,8 +219,8 @@ class Host:
 
     def cgroups(self, box_id: str) -> list[Path]:
         """Return the box's own cgroup in each hierarchy."""
-        name = f"kavach-{box_id}"
-        return [path for path in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")) if path.is_dir()]
+        name = f"kavach-*/{box_id}"
+        return [path for path in (*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")) if path.is_dir()]
 
     def status(self, pid: int) -> dict[str, str]:
         """Return ``/proc/PID/status``."""
@@ -341,7 +341,8 @@ class Processes:
 
     def _is_of_box(self, pid: int) -> bool:
         command = self.command[pid]
-        return any(bytes(base / "instance-") in command for base in BASES) or "/kavach-" in _cgroup_of(pid)
+        named = any(bytes(base / "instance-") in command for base in BASES) or b"kavach-watchdog" in command
+        return named or "/kavach-" in _cgroup_of(pid)
 
     def _is_other_user(self, pid: int) -> bool:
         """Say whether a process may have boxes of its own: a second test run on the same host, for example."""
@@ -359,8 +360,10 @@ def traces(*, others: bool) -> dict[Trace, str]:
     """
     processes = Processes()
     found: dict[Trace, str] = {}
+    own = workspace.workspace()
     for pid in processes.of_boxes():
-        if others or not processes.is_foreign(pid):
+        # The watchdog stays, as our instance does, to the end of the process.
+        if (others or not processes.is_foreign(pid)) and (own is None or pid != own.instance.watchdog_pid):
             found["process", str(pid)] = processes.describe(pid)
     for path in _paths():
         if others or not _is_others(path, processes):
@@ -368,19 +371,20 @@ def traces(*, others: bool) -> dict[Trace, str]:
     for line in _read("/proc/self/mountinfo").decode().splitlines():
         if "kavach" in line and (others or not processes.other_users):
             found["mount", line] = ""
-    own = _own_instance()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that listed them is closed by now
-            # The lock of our own instance stays open, as the instance stays, to the end of the process.
-            if own is None or entry.readlink() != own / "owner":
+            if own is None or int(entry.name) not in own.instance.descriptors:
                 found["descriptor", f"{entry.name} {entry.readlink()}"] = ""
     return found
 
 
 def _paths() -> Iterator[Path]:
-    yield from CGROUPS.glob("kavach-*")
-    yield from CGROUPS.glob("*/kavach-*")
     own = _own_instance()
+    for group in (*CGROUPS.glob("kavach-*"), *CGROUPS.glob("*/kavach-*")):
+        if own is None or group.name != own.name.replace("instance-", "kavach-"):
+            yield group
+        with contextlib.suppress(FileNotFoundError):  # it has just gone
+            yield from [path for path in group.iterdir() if path.is_dir()]
     for base in BASES:
         for instance in base.glob("instance-*"):
             if instance != own:
@@ -390,7 +394,8 @@ def _paths() -> Iterator[Path]:
 
 
 def _own_instance() -> Path | None:
-    return workspace.workspace().path if workspace.workspace.cache_info().currsize else None
+    own = workspace.workspace()
+    return None if own is None else own.path
 
 
 def _is_others(path: Path, processes: Processes) -> bool:
@@ -426,29 +431,10 @@ def nothing_left(request: pytest.FixtureRequest, host: Host) -> Iterator[None]:
 
 @pytest.fixture
 def sweep(host: Host) -> Iterator[set[str]]:
-    """Remove what a kavach leaves that is killed: nothing of it can do that itself. No process is forgiven.
+    """For tests that kill a kavach: what it leaves goes without anybody's help, and in a moment.
 
     The test puts the ids of its boxes into the set, by which they are told from another user's.
     """
-    before = frozenset(_paths())
     ids: set[str] = set()
     yield ids
-    processes = Processes()
-    ours = {path.parents[1] for path in _paths() if path.name in ids and path.parent.name == "bundles"}
-    new = {
-        path
-        for path in _paths()
-        if path not in before
-        and (any(box_id in path.name for box_id in ids) or path in ours or not _is_others(path, processes))
-    }
-    groups = [path for path in new if path.is_relative_to(CGROUPS)]
-    assert host.until(lambda: not any(_members(group) for group in groups)), "processes are left in a cgroup"
-    for group in groups:
-        for directory in (group / "box", group):
-            with contextlib.suppress(FileNotFoundError):
-                directory.rmdir()
-    for path in new - set(groups):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    assert host.until(lambda: not any(path.name in ids for path in _paths())), "the watchdog has left a box"

@@ -1,16 +1,18 @@
 """The cgroup of one box, as a tree of directories: make it, find who is in it, kill them, remove it.
 
-    /kavach-ID        ours: limits, counters, the last word when something has to die
-    /kavach-ID/box    the runtime's, removed by it
+    /kavach-WORD           of this process, see ``kavach_core.reaper.instance``
+    /kavach-WORD/ID        ours: limits, counters, the last word when something has to die
+    /kavach-WORD/ID/box    the runtime's, removed by it
 
-Version 1 of cgroups has this pair in every hierarchy, version 2 once; what is written where is worked out in
+Version 1 of cgroups has these in every hierarchy, version 2 once; what is written where is worked out in
 ``cgroups``. Only ``os`` is needed here, so that a box can be started without importing more.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+
+from kavach_core.reaper.groups import kill_member, members, remove_group
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class CgroupTree:
     """Our cgroup of one box, in every hierarchy.
 
     Args:
-        name: name of our group.
+        name: name of our group, below that of this process.
         roots: mount points of all hierarchies.
         settings: what to write: mount point, file, value, and whether the file may be missing; an empty file name
             only makes the group.
@@ -47,6 +49,8 @@ class CgroupTree:
         """
         try:
             for root in dict.fromkeys(setting[0] for setting in self._settings):
+                if "/" in self.name:
+                    _make(f"{root}/{os.path.dirname(self.name)}")
                 os.mkdir(f"{root}/{self.name}")
             for root, file, value, optional in self._settings:
                 if file:
@@ -57,7 +61,7 @@ class CgroupTree:
 
     def pids(self) -> set[int]:
         """Return the host's ids of the processes in our group and below it."""
-        return {pid for directory in self._directories() for pid in _members(directory)}
+        return {pid for directory in self._directories() for pid in members(directory)}
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the box, once."""
@@ -66,27 +70,33 @@ class CgroupTree:
 
     def kill_member(self, pid: int) -> None:
         """Kill ``pid`` if it is in our group: the number alone may have gone to another process."""
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as membership:
-                if f"/{self.name}" in membership.read():
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            return  # it ended meanwhile, which is what was wanted
-        finally:
-            os.close(handle)
+        kill_member(pid, self.name)
+
+    def write(self, settings: Sequence[Setting]) -> None:
+        """Write further settings.
+
+        Raises:
+            OSError: when the host does not allow it.
+        """
+        for root, file, value, optional in settings:
+            _write(f"{root}/{self.name}/{file}", value, optional=optional)
 
     def remove(self) -> list[str]:
         """Remove the group from every hierarchy. Return what is still there, empty when all is gone."""
-        return [directory for directory in self._directories() if not _rmdir(directory)]
+        return remove_group(self._roots, self.name)
 
     def _directories(self) -> Iterator[str]:
         for root in self._roots:
             yield f"{root}/{self.name}/box"
             yield f"{root}/{self.name}"
+
+
+def _make(path: str) -> None:
+    """Make a group that may be there: that of this process, which its first box makes."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
 
 
 def _write(path: str, value: str, *, optional: bool) -> None:
@@ -100,23 +110,3 @@ def _write(path: str, value: str, *, optional: bool) -> None:
         os.write(file, value.encode())
     finally:
         os.close(file)
-
-
-def _members(directory: str) -> Iterator[int]:
-    try:
-        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-            text = file.read()
-    except OSError:
-        return
-    # 0 stands for a process of another pid namespace, which cannot be ours.
-    yield from (int(word) for word in text.split() if word != "0")
-
-
-def _rmdir(path: str) -> bool:
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

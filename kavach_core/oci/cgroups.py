@@ -1,6 +1,6 @@
 """How this host has its cgroups, which settings make a policy's limits of them, and how the counters are read.
 
-Our own group stands above the one that the runtime makes, so that limits and counters outlive the box.
+Our own group of a box stands above the one that the runtime makes, so that limits and counters outlive the box.
 Version 1 has this pair in every hierarchy, version 2 once. Counters are read here because the runtime removes
 its own group before anyone can.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
@@ -95,23 +95,33 @@ class CgroupPlan:
     Attributes:
         roots: mount points of all hierarchies.
         settings: what ``CgroupTree`` writes.
+        settings_once_booted: what it writes when the box has booted.
     """
 
     roots: tuple[str, ...]
     settings: tuple[Setting, ...]
+    settings_once_booted: tuple[Setting, ...]
 
 
-def plan_cgroup(layout: CgroupLayout, limits: Limits, *, host_tasks: int | None) -> CgroupPlan:
+def plan_cgroup(
+    layout: CgroupLayout, limits: Limits, *, host_tasks: int | None, booted_tasks: int | None = None
+) -> CgroupPlan:
     """Work out the cgroup of a box.
 
     Args:
         layout: how the host has its cgroups.
         limits: memory and cpus are taken from here.
         host_tasks: bound on tasks of the host, the runtime's own threads included; None = unbounded.
+        booted_tasks: the bound once the runtime has booted the box; None = no other.
     """
     tasks = "max" if host_tasks is None else str(host_tasks)
     settings = _settings_v1(layout, limits, tasks) if layout.version == 1 else _settings_v2(layout, limits, tasks)
-    return CgroupPlan(roots=tuple(map(str, layout.roots)), settings=tuple(settings))
+    pids = str(layout.hierarchies.get("pids") or layout.unified)
+    return CgroupPlan(
+        roots=tuple(map(str, layout.roots)),
+        settings=tuple(settings),
+        settings_once_booted=() if booted_tasks is None else ((pids, "pids.max", str(booted_tasks), False),),
+    )
 
 
 def _settings_v1(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[Setting]:
@@ -133,6 +143,9 @@ def _settings_v1(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[S
 def _settings_v2(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[Setting]:
     unified = str(layout.unified)
     yield (unified, "", "", False)
+    controllers = _wanted_controllers(layout)
+    if controllers:
+        yield (unified, "../cgroup.subtree_control", " ".join(f"+{name}" for name in controllers), False)
     if "pids" in layout.claimed:
         yield (unified, "pids.max", tasks, False)
     if limits.memory is not None:
@@ -140,6 +153,10 @@ def _settings_v2(layout: CgroupLayout, limits: Limits, tasks: str) -> Iterator[S
         yield (unified, "memory.swap.max", "0", True)
     if limits.cpus is not None:
         yield (unified, "cpu.max", f"{round(limits.cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}", False)
+
+
+def _wanted_controllers(layout: CgroupLayout) -> list[str]:
+    return sorted(layout.claimed & {"memory", "pids", "cpu"})
 
 
 def enable_controllers(layout: CgroupLayout) -> None:
@@ -151,9 +168,10 @@ def enable_controllers(layout: CgroupLayout) -> None:
     if layout.version == 1 or layout.unified is None:
         return
     control = layout.unified / "cgroup.subtree_control"
-    missing = (layout.claimed & {"memory", "pids", "cpu"}) - set(control.read_text().split())
+    present = control.read_text().split()
+    missing = [name for name in _wanted_controllers(layout) if name not in present]
     if missing:
-        control.write_text(" ".join(f"+{name}" for name in sorted(missing)))
+        control.write_text(" ".join(f"+{name}" for name in missing))
 
 
 def read_usage(layout: CgroupLayout, name: str) -> Usage:

@@ -45,12 +45,8 @@ class IdRange:
         start = int.from_bytes(os.urandom(2), "big")
         for step in range(_ATTEMPTS):
             slot = (start + step) % _COUNT
-            lock = os.open(f"{directory}/{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-            else:
+            lock = _lock(f"{directory}/{slot}")
+            if lock is not None:
                 return cls(_FIRST + slot * SIZE, lock)
         raise CreateError("no free range of user ids", stage="ids", hint="close some sandboxes")
 
@@ -59,3 +55,30 @@ class IdRange:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def prune(base: str) -> int:
+    """Remove the locks below ``base`` that nobody holds. Return how many there were."""
+    directory = f"{base}/ids"
+    removed = 0
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        lock = _lock(f"{directory}/{name}")
+        if lock is not None:
+            os.unlink(f"{directory}/{name}")  # ours, so whoever has opened it meanwhile sees that it has gone
+            os.close(lock)
+            removed += 1
+    return removed
+
+
+def _lock(path: str) -> int | None:
+    """Take the lock ``path``, making the file if need be; None when another has it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(path)):
+            return lock
+    except (BlockingIOError, FileNotFoundError):  # another's, or pruned between the opening and the lock
+        os.close(lock)
+        return None
+    os.close(lock)
+    return None

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 from kavach_core.oci.cgroup_tree import CgroupTree
 from kavach_core.oci.idrange import IdRange
+from kavach_core.reaper.files import remove_path
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
     from typing import Any
 
     from kavach_core.oci.cgroup_tree import Setting
+    from kavach_core.reaper.instance import Instance
 
 # With NUL in them they cannot be part of any path or argument.
 STATE = "\0state\0"
@@ -33,38 +36,59 @@ class BoxPlan:
 
     Attributes:
         base: the directory that all instances share.
+        backend: what callers call it.
         runtime: what the runtime is called.
+        watchdog: the program that looks after what a killed process leaves.
         run_command: its command line to boot a box and stay with it, with STATE, BUNDLE and BOX_ID for the box's own.
-        delete_command: likewise, to remove what a dead box has left. Never for a live one.
         spec: the OCI spec, but for the id range and the cgroup.
         cgroup_roots: mount points of all hierarchies.
         cgroup_settings: what ``CgroupTree`` writes.
+        cgroup_settings_once_booted: what it writes when the box has booted.
     """
 
-    __slots__ = ("base", "cgroup_roots", "cgroup_settings", "delete_command", "run_command", "runtime", "spec")
+    __slots__ = (
+        "backend",
+        "base",
+        "cgroup_roots",
+        "cgroup_settings",
+        "cgroup_settings_once_booted",
+        "run_command",
+        "runtime",
+        "spec",
+        "watchdog",
+    )
 
     def __init__(  # noqa: PLR0913 - a record
         self,
         *,
         base: str,
+        backend: str,
         runtime: str,
+        watchdog: str,
         run_command: list[str],
-        delete_command: list[str],
         spec: dict[str, Any],
         cgroup_roots: list[str],
         cgroup_settings: list[Setting],
+        cgroup_settings_once_booted: list[Setting],
     ) -> None:
         self.base = base
+        self.backend = backend
         self.runtime = runtime
+        self.watchdog = watchdog
         self.run_command = run_command
-        self.delete_command = delete_command
         self.spec = spec
         self.cgroup_roots = cgroup_roots
         self.cgroup_settings = cgroup_settings
+        self.cgroup_settings_once_booted = cgroup_settings_once_booted
 
     def as_data(self) -> dict[str, Any]:
-        """Return the plan as plain data; ``BoxPlan(**data)`` makes it again."""
+        """Return the plan as plain data, of which ``from_data`` makes it again."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> BoxPlan | None:
+        """Make a plan of what ``as_data`` has returned; None when that was another version's."""
+        return cls(**data) if data.keys() == set(cls.__slots__) else None
 
 
 class Launch:
@@ -73,21 +97,24 @@ class Launch:
     Args:
         plan: how it is started.
         box_id: its id.
-        instance: the private directory of this process, with ``bundles`` and ``state`` in it.
+        instance: what this process has of the host.
 
     Raises:
         OSError: when something cannot be made; what was made is gone again.
         CreateError: when there is no free range of ids.
     """
 
-    def __init__(self, plan: BoxPlan, *, box_id: str, instance: str) -> None:
+    def __init__(self, plan: BoxPlan, *, box_id: str, instance: Instance) -> None:
         self.plan = plan
         self.box_id = box_id
-        self.bundle = f"{instance}/bundles/{box_id}"
-        self._state = f"{instance}/state/{plan.runtime}"
-        self.cgroup = CgroupTree(f"kavach-{box_id}", roots=plan.cgroup_roots, settings=plan.cgroup_settings)
+        self.bundle = f"{instance.path}/bundles/{box_id}"
+        self._ledger = instance.ledger
+        self._state = f"{instance.path}/state/{plan.runtime}"
+        group = f"{instance.group}/{box_id}"
+        self.cgroup = CgroupTree(group, roots=plan.cgroup_roots, settings=plan.cgroup_settings)
         self._ids = IdRange.take(plan.base)
         try:
+            self._ledger.announce(box_id, self._record())
             os.mkdir(self.bundle, _MODE)
             self._write_spec()
             self.cgroup.create()
@@ -95,15 +122,28 @@ class Launch:
             self.remove()
             raise
 
+    def _record(self) -> dict[str, Any]:
+        return {
+            "backend": self.plan.backend,
+            "runtime": self.plan.runtime,
+            "group": self.cgroup.name,
+            "bundle": self.bundle,
+            "state": self._state,
+            "created": time.time(),
+        }
+
     @property
     def command(self) -> list[str]:
         """The runtime's command line to boot the box and stay with it."""
         return self._fill_in(self.plan.run_command)
 
-    @property
-    def delete_command(self) -> list[str]:
-        """The runtime's command line to remove what the dead box has left."""
-        return self._fill_in(self.plan.delete_command)
+    def has_booted(self) -> None:
+        """Bound the box as tightly as its runtime could not have borne.
+
+        Raises:
+            OSError: when the host does not allow it.
+        """
+        self.cgroup.write(self.plan.cgroup_settings_once_booted)
 
     def _fill_in(self, template: list[str]) -> list[str]:
         return [
@@ -120,61 +160,37 @@ class Launch:
 
     def kill(self) -> None:
         """Kill process 1 of the box, and with it all others; the runtime then cleans up after itself."""
-        try:
-            with open(f"{self.bundle}/pid", encoding="ascii") as file:
-                pid = int(file.read())
-        except (OSError, ValueError):
+        pid = self.first_process()
+        if pid is None:
             self.cgroup.kill()  # crun writes the file only after it has started the box
         else:
             self.cgroup.kill_member(pid)
 
-    def state_is_left(self) -> bool:
-        """Say whether the runtime has left something that it alone knows how to remove."""
+    def first_process(self) -> int | None:
+        """Return the host's id of process 1 of the box, as its runtime has it; None when that is not known."""
         try:
-            return any(self.box_id in name for name in os.listdir(self._state))
+            with open(f"{self.bundle}/pid", encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            return None
+
+    def _state_left(self) -> list[str]:
+        """Return what the runtime keeps of the box; once it has ended, what it has left."""
+        try:
+            return [f"{self._state}/{name}" for name in os.listdir(self._state) if self.box_id in name]
         except FileNotFoundError:
-            return False
-        except OSError:
-            return True  # who cannot look cannot say that nothing is left
-
-    def is_repairable(self) -> bool:
-        """Say whether the runtime has to be called to remove what it left: never while anything of the box lives."""
-        return self.state_is_left() and not self.cgroup.pids()
-
-    def clear_state(self) -> None:
-        """Remove what the runtime itself has failed to: locks and sockets of a box that died while it started."""
-        for name in os.listdir(self._state):
-            if self.box_id in name and not _unlink(f"{self._state}/{name}"):
-                _remove_directory(f"{self._state}/{name}")
+            return []
 
     def remove(self) -> list[str]:
-        """Remove what is ours, of a dead box. Return what is still there; may be called again until that is nothing."""
+        """Remove what is there of a dead box whose runtime has ended, whoever made it.
+
+        Returns:
+            What is still there. May be called again until that is nothing.
+        """
         left = self.cgroup.remove()
-        if self.state_is_left():
-            left.append(f"state of {self.plan.runtime} in {self._state}")
-        if not _remove_directory(self.bundle):
-            left.append(self.bundle)
+        if not left:  # as long as somebody is in it, the rest tells who
+            left = [path for path in (*self._state_left(), self.bundle) if not remove_path(path)]
         if not left:
+            self._ledger.strike(self.box_id)
             self._ids.release()
         return left
-
-
-def _unlink(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except OSError:
-        return False
-    return True
-
-
-def _remove_directory(path: str) -> bool:
-    """Remove a directory of plain files."""
-    try:
-        for name in os.listdir(path):
-            os.unlink(f"{path}/{name}")
-        os.rmdir(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

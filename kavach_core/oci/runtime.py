@@ -7,6 +7,7 @@ ending before the agent has spoken is a failure to boot.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import trio
 from attrs import evolve, frozen
 
 from kavach_core.errors import CleanupError, SandboxError, SandboxGone
+from kavach_core.oci.aftermath import finish, finish_later
 from kavach_core.oci.cgroups import CgroupLayout, read_usage
 from kavach_core.oci.counters import Counters
 from kavach_core.oci.freezer import Freezer
@@ -23,7 +25,6 @@ from kavach_core.types import LimitEvents, Usage
 
 END_DEADLINE_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-_REPAIR_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.002
 _FREEZE_SECONDS: Final = 2.0
 
@@ -40,6 +41,8 @@ class OciRuntime:
         cgroup_namespace: it can give a box a cgroup namespace.
         needs_mount_points: it makes mount points below /dev in the root itself, where it may not write.
         chooses_errno: its seccomp filter refuses a call with the error that the spec names.
+        host_counts_processes: a process of the box is one of the host's, so the host can bound their number exactly.
+        backend: what callers call it, if not by its name.
     """
 
     name: str
@@ -48,16 +51,13 @@ class OciRuntime:
     cgroup_namespace: bool = True
     needs_mount_points: bool = False
     chooses_errno: bool = True
+    host_counts_processes: bool = True
+    backend: str = ""
 
     @property
     def run_command(self) -> list[str]:
         """The command line that boots a box and stays in the foreground until it ends, for ``BoxPlan``."""
         return [*self._head, "run", "--bundle", BUNDLE, "--pid-file", f"{BUNDLE}/pid", BOX_ID]
-
-    @property
-    def delete_command(self) -> list[str]:
-        """The command line that removes what a dead box has left, for ``BoxPlan``."""
-        return [*self._head, "delete", "--force", BOX_ID]
 
     @property
     def _head(self) -> list[str]:
@@ -70,7 +70,7 @@ class OciBox:
 
     Attributes:
         process: the runtime's process.
-        last_words: what it wrote to standard error, once the box has ended.
+        last_words: what it wrote to standard error, once a box that has not booted has ended.
     """
 
     def __init__(self, launch: Launch, layout: CgroupLayout) -> None:
@@ -83,6 +83,7 @@ class OciBox:
         self._layout = layout
         self._ended = trio.Event()
         self._ending = False
+        self._booted = False
         self._last_usage: Usage | None = None
         self._counters = Counters(layout, launch.cgroup.name)
         self._freezer = Freezer(layout, launch.cgroup.name)
@@ -147,13 +148,25 @@ class OciBox:
             self._launch.kill()
             self._thaw()
 
+    def has_booted(self) -> None:
+        """Bound the box as tightly as its runtime could not have borne. The runtime makes nothing more from here on.
+
+        Raises:
+            OSError: when the host does not allow it.
+        """
+        self._launch.has_booted()
+        self._booted = True
+
     async def end(self) -> None:
-        """Kill the box, let the runtime clean up, verify, and remove what is ours.
+        """Kill the box and return when it is dead: what it was is removed behind the caller's back, and verified.
+
+        A box that has not booted is removed before this returns, as its runtime could still make something.
 
         Cancellation: shielded, with a deadline of its own. A second caller waits for the first.
 
         Raises:
-            CleanupError: when something is left after the deadline.
+            CleanupError: when it is not dead after the deadline, or has not booted and something is left. What
+                is left of others is logged, see ``aftermath``.
         """
         if self._ending:
             with trio.CancelScope(shield=True):
@@ -167,21 +180,64 @@ class OciBox:
             self._ended.set()
 
     async def _end(self) -> None:
+        self._counters.read()
         self._launch.kill()
         with contextlib.suppress(OSError):  # who is frozen takes the signal when he thaws, and runs nothing before it
             self._freezer.thaw()
+        if not self._booted:
+            await finish(self._remove)
+        elif await self._is_dead():
+            self._keep_counters()
+            await finish_later(self._remove)
+        else:
+            await finish(self._remove)
+
+    async def _is_dead(self) -> bool:
+        """Wait until no process of the box is alive, for as long as its own end should take."""
+        with trio.move_on_after(_GRACE_SECONDS):
+            await self._first_has_ended()
+            while self._launch.cgroup.pids():
+                self._launch.cgroup.kill()
+                await trio.sleep(_POLL_SECONDS)
+            return True
+        return False
+
+    async def _first_has_ended(self) -> None:
+        pid = self._launch.first_process()
+        if pid is None or pid not in self._launch.cgroup.pids():
+            return
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            await trio.lowlevel.wait_readable(handle)
+        finally:
+            os.close(handle)
+
+    def _keep_counters(self) -> None:
+        if self._last_usage is None:
+            self._last_usage = self._read_usage()
+            self._counters.close()
+
+    async def _remove(self) -> None:
+        """See the runtime end, and remove all of it.
+
+        Raises:
+            CleanupError: when something is left after the deadline.
+        """
         with trio.move_on_after(_GRACE_SECONDS):
             await self.process.wait()
         if self.process.exit_code is None:
             await self._force()
-        self._last_usage = self._read_usage()
-        self._counters.close()
+        self._keep_counters()
         self.last_words = self.process.stderr_tail()
         self.process.close()
-        left = await self._remove()
+        left = await self._remove_rest()
         if left:
             text = f"left on the host: {', '.join(left)}"
-            raise CleanupError(text, sandbox_id=self._launch.box_id, stage="close")
+            hint = "kavach gc removes it when this process has ended"
+            raise CleanupError(text, sandbox_id=self._launch.box_id, stage="close", hint=hint)
 
     async def _force(self) -> None:
         """The runtime hangs, or the box does: end both by what the kernel knows of them."""
@@ -193,29 +249,12 @@ class OciBox:
         with trio.move_on_after(END_DEADLINE_SECONDS):
             await self.process.wait()
 
-    async def _remove(self) -> list[str]:
-        """Remove all of it; the kernel may take a moment to let go of processes that have just died."""
+    async def _remove_rest(self) -> list[str]:
+        """Remove what is there; the kernel may take a moment to let go of processes that have just died."""
         deadline = trio.current_time() + END_DEADLINE_SECONDS
-        repaired = False
         while True:
-            if self._launch.is_repairable() and not repaired:
-                await self._repair()
-                repaired = True
             left = self._launch.remove()
             if not left or trio.current_time() >= deadline:
                 return left
             self._launch.cgroup.kill()
             await trio.sleep(_POLL_SECONDS)
-
-    async def _repair(self) -> None:
-        """Remove the state of a runtime that could not do so itself; the box is dead by now."""
-        process = HostProcess(self._launch.delete_command, pipes=False)
-        process.stop_listening()
-        with trio.move_on_after(_REPAIR_SECONDS):
-            await process.wait()
-        process.kill()
-        with trio.move_on_after(_REPAIR_SECONDS):
-            await process.wait()
-        process.close()
-        if self._launch.is_repairable():
-            self._launch.clear_state()

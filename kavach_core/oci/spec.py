@@ -21,6 +21,7 @@ from kavach_core.policy import Limits
 # The agent switches users and kills; SETPCAP lets it empty the bounding set, then it drops that as well.
 _AGENT_CAPABILITIES: Final = ("CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID")
 _AGENT_OPEN_FILES: Final = 8192
+_MOST_PROCESSES: Final = 4_194_304  # the kernel has no more ids
 _INODES_PER_TMPFS: Final = 65_536
 
 _NAMESPACES: Final = ("pid", "network", "ipc", "uts", "mount", "user")
@@ -61,6 +62,7 @@ class SpecInputs:
         hostname: its own name.
         cgroup_namespace: give the box a cgroup namespace; not every runtime has one.
         chooses_errno: see ``seccomp.no_namespaces``.
+        host_counts_processes: the bound on processes is our cgroup's, which counts what it refuses, and not an rlimit.
     """
 
     root: RootLayout
@@ -69,6 +71,7 @@ class SpecInputs:
     hostname: str
     cgroup_namespace: bool
     chooses_errno: bool
+    host_counts_processes: bool
 
 
 def build_spec(inputs: SpecInputs) -> dict[str, Any]:
@@ -77,13 +80,13 @@ def build_spec(inputs: SpecInputs) -> dict[str, Any]:
         "ociVersion": "1.0.2",
         "root": {"path": str(inputs.root.path), "readonly": True},
         "hostname": inputs.hostname,
-        "process": _process(inputs.limits),
+        "process": _process(inputs),
         "mounts": _mounts(inputs),
         "linux": _linux(inputs),
     }
 
 
-def _process(limits: Limits) -> dict[str, Any]:
+def _process(inputs: SpecInputs) -> dict[str, Any]:
     capabilities = list(_AGENT_CAPABILITIES)
     return {
         "terminal": False,
@@ -96,19 +99,21 @@ def _process(limits: Limits) -> dict[str, Any]:
             "effective": capabilities,
             "permitted": capabilities,
         },
-        "rlimits": _rlimits(limits),
+        "rlimits": _rlimits(inputs),
         "noNewPrivileges": True,
         "oomScoreAdj": 1000,  # the kernel should take the box before anything of the host's
     }
 
 
-def _rlimits(limits: Limits) -> list[dict[str, Any]]:
+def _rlimits(inputs: SpecInputs) -> list[dict[str, Any]]:
+    limits = inputs.limits
     wanted = {"RLIMIT_CORE": (0, 0)}
     if limits.open_files is not None:
         # The soft limit is the commands'; the agent itself works up to the hard one and lowers it for them.
         wanted["RLIMIT_NOFILE"] = (limits.open_files, max(limits.open_files, _AGENT_OPEN_FILES))
     if limits.pids is not None:
-        wanted["RLIMIT_NPROC"] = (limits.pids, limits.pids)
+        bound = _MOST_PROCESSES if inputs.host_counts_processes else limits.pids
+        wanted["RLIMIT_NPROC"] = (bound, bound)
     return [_rlimit(name, soft, hard) for name, (soft, hard) in wanted.items()]
 
 

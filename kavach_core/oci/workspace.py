@@ -4,7 +4,7 @@
         ids/              locks on ranges of user ids
         shared/           read-only things that boxes of all instances use, named by what they were made from:
                           copies of the agent, skeletons of the host's toolchain; kept until the host restarts
-        instance-RANDOM/  one process's: see ``instance``
+        instance-WORD/    one process's: see ``kavach_core.reaper.instance``
 
 Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the box.
 """
@@ -14,17 +14,20 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from kavach_core.errors import CreateError
-from kavach_core.oci.instance import make_instance, remove_instance
+from kavach_core.reaper.instance import Instance
 
+_log = logging.getLogger(__name__)
 _CANDIDATES: Final = (Path("/run"), Path("/dev/shm"), Path("/var/lib"))  # noqa: S108 - only below a directory of root's own
 _MODE: Final = 0o711
 
@@ -110,25 +113,63 @@ def install(program: Path) -> Path:
 
 
 class Workspace:
-    """The private directory of this process, removed at its exit.
+    """What this process has of the host, removed at its exit.
 
     Attributes:
-        path: the directory.
+        instance: its directory, ledger, lock and watchdog.
     """
 
-    def __init__(self) -> None:
-        instance, self._lock = make_instance(str(base_directory()))
-        self.path = Path(instance)
+    def __init__(self, *, watchdog: Path, roots: tuple[str, ...]) -> None:
+        self.instance = Instance(str(base_directory()), watchdog=str(watchdog), roots=roots)
         self._owner = os.getpid()
         atexit.register(self.remove)
 
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return Path(self.instance.path)
+
     def remove(self) -> None:
-        """Remove the directory and all in it. A forked child's call does nothing: the directory is its parent's."""
-        if os.getpid() == self._owner:
-            remove_instance(str(self.path), self._lock)
+        """Remove all of it, boxes that are still there included. A forked child's call does nothing."""
+        if os.getpid() != self._owner:
+            return
+        left = self.instance.remove()
+        if left:
+            _log.error("left on the host: %s", ", ".join(left))
 
 
-@functools.cache
-def workspace() -> Workspace:
-    """Return the workspace of this process, made on first use."""
-    return Workspace()
+_current: list[Workspace] = []
+_opening = threading.Lock()
+
+
+def workspace() -> Workspace | None:
+    """Return the workspace of this process, if it has one by now."""
+    return _current[0] if _current else None
+
+
+def open_workspace(*, watchdog: Path, roots: tuple[str, ...]) -> Workspace:
+    """Return the workspace of this process, made on first use.
+
+    Args:
+        watchdog: path of ``kavach-watchdog``.
+        roots: mount points of all cgroup hierarchies.
+
+    Raises:
+        OSError: when it cannot be made.
+        CreateError: when this host has no place for it.
+    """
+    with _opening:
+        if not _current:
+            _current.append(Workspace(watchdog=watchdog, roots=roots))
+        return _current[0]
+
+
+def _forget() -> None:
+    """A forked child has nothing of its parent's: its own boxes get an instance of their own."""
+    global _opening  # noqa: PLW0603 - a thread of the parent's may have held it
+    _opening = threading.Lock()
+    while _current:
+        _current.pop().instance.abandon()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -111,7 +111,11 @@ async def test_cancel_while_the_box_starts_leaves_nothing(backend: str, delay: f
 @pytest.mark.usefixtures("sweep")
 async def test_cancel_as_soon_as_the_runtime_has_state(backend: str, host: Host) -> None:
     """``runsc delete --force`` leaves the lock and the socket of a box that was killed while it started."""
-    state = workspace().path / "state" / ("runsc" if backend == "gvisor" else backend)
+    async with kavach_api.open_sandbox(backend=backend):
+        own = workspace()
+    assert own is not None
+    state = own.path / "state" / ("runsc" if backend == "gvisor" else backend)
+    assert await host.until_async(lambda: not any(state.iterdir()))
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
@@ -123,7 +127,7 @@ async def test_cancel_as_soon_as_the_runtime_has_state(backend: str, host: Host)
         pattern = "*.sock" if backend == "gvisor" else "*"
         assert await host.until_async(lambda: any(state.glob(pattern)))
         nursery.cancel_scope.cancel()
-    assert not any(state.iterdir())
+    assert await host.until_async(lambda: not any(state.iterdir()))
 
 
 async def test_end_of_the_box_ends_what_a_command_left_behind(backend: str, host: Host) -> None:
@@ -132,7 +136,7 @@ async def test_end_of_the_box_ends_what_a_command_left_behind(backend: str, host
         assert await others_alive(sandbox) == 1
         assert host.members(sandbox.id)
     assert not host.members(sandbox.id)
-    assert not host.cgroups(sandbox.id)
+    assert await host.until_async(lambda: not host.cgroups(sandbox.id))
 
 
 def test_command_line_deadline(run_kavach: Runner, backend: str, host: Host) -> None:

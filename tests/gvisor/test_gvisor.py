@@ -71,8 +71,10 @@ async def test_no_platform_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (await kavach_gvisor.backend.GvisorBackend().probe()).usable
 
 
-async def test_nothing_of_a_box_stays_in_the_state_root() -> None:
+async def test_nothing_of_a_box_stays_in_the_state_root(host: Host) -> None:
     async with kavach_api.open_sandbox(backend="gvisor") as sandbox:
         assert (await sandbox.exec("true")).ok
-    state = workspace().path / "state" / "runsc"
-    assert not [entry for entry in state.iterdir() if sandbox.id in entry.name]
+    own = workspace()
+    assert own is not None
+    state = own.path / "state" / "runsc"
+    assert await host.until_async(lambda: not [entry for entry in state.iterdir() if sandbox.id in entry.name])

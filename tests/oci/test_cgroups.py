@@ -80,6 +80,7 @@ def test_settings_of_version_2(tmp_path: Path) -> None:
     plan = plan_cgroup(layout_of(V2, tmp_path, controllers="cpu memory pids\n"), LIMITS, host_tasks=73)
     written = {file: (value, optional) for _, file, value, optional in plan.settings if file}
     assert written == {
+        "../cgroup.subtree_control": ("+cpu +memory +pids", False),
         "pids.max": ("73", False),
         "memory.max": (str(LIMITS.memory), False),
         "memory.swap.max": ("0", True),
@@ -103,7 +104,19 @@ def test_settings_of_version_1(tmp_path: Path) -> None:
 
 def test_no_limit_is_no_setting(tmp_path: Path) -> None:
     plan = plan_cgroup(layout_of(V2, tmp_path, controllers="cpu memory\n"), Limits(), host_tasks=None)
-    assert [setting[1] for setting in plan.settings if setting[1]] == []
+    assert [setting[1] for setting in plan.settings if setting[1]] == ["../cgroup.subtree_control"]
+    assert plan.settings_once_booted == ()
+
+
+def test_tighter_bound_once_booted(tmp_path: Path) -> None:
+    layout = layout_of(V2, tmp_path, controllers="cpu memory pids\n")
+    plan = plan_cgroup(layout, LIMITS, host_tasks=73, booted_tasks=10)
+    (tmp_path / "kavach-i").mkdir()
+    for file in ("pids.max", "memory.max", "cpu.max"):  # the kernel makes these with the group
+        (tmp_path / "kavach-i" / file).touch()
+    tree = CgroupTree("kavach-i", roots=plan.roots, settings=())
+    tree.write(plan.settings_once_booted)
+    assert (tmp_path / "kavach-i" / "pids.max").read_text() == "10"
 
 
 def test_missing_controllers_are_enabled_once(tmp_path: Path) -> None:

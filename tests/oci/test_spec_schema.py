@@ -49,6 +49,7 @@ def spec(layout: str, limits: str, *, cgroup_namespace: bool = True) -> dict[str
         limits=LIMITS[limits],
         hostname="kavach",
         chooses_errno=True,
+        host_counts_processes=cgroup_namespace,
         cgroup_namespace=cgroup_namespace,
     )
     built = build_spec(inputs)

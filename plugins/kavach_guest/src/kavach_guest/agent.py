@@ -27,6 +27,15 @@ def seal_program() -> Path:
     return _program("kavach-seal")
 
 
+def watchdog_program() -> Path:
+    """Return the path of the program that removes what a process that was killed has left.
+
+    Raises:
+        CreateError: when this installation was built without it.
+    """
+    return _program("kavach-watchdog")
+
+
 def _program(name: str) -> Path:
     path = _PROGRAMS / name
     if not path.is_file():

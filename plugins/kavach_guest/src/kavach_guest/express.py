@@ -13,8 +13,9 @@ import signal
 import time
 
 from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
-from kavach_core.oci.instance import make_instance, remove_instance, sweep
 from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_core.reaper.instance import Instance
+from kavach_core.reaper.sweep import sweep
 from kavach_guest.waiting import ready
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
@@ -82,8 +83,11 @@ def run(plan: dict[str, Any], request: dict[str, Any], argv: list[str]) -> tuple
         The status to exit with, and what to say on standard error, if anything. None when the box did not start: then
         nothing has been read from standard input, and whoever called can find out why the long way.
     """
+    known = BoxPlan.from_data(plan)
+    if known is None:
+        return None  # kept by another version
     signals = _Signals()
-    box = Box(BoxPlan(**plan))
+    box = Box(known)
     try:
         result = signals.interrupt(lambda: _talk(box, request, argv)) if box.start() else None
     finally:
@@ -98,7 +102,7 @@ def _talk(box: Box, request: dict[str, Any], argv: list[str]) -> _Result:
     from kavach_guest.conversation import Conversation  # noqa: PLC0415 - while the runtime boots on another core
 
     conversation = Conversation(box, request, argv)
-    return conversation.hold() if conversation.greet() else None
+    return conversation.hold() if conversation.greet() and box.has_booted() else None
 
 
 class Box:
@@ -109,8 +113,7 @@ class Box:
     """
 
     def __init__(self, plan: BoxPlan) -> None:
-        self._instance = ""
-        self._lock = -1
+        self._instance: Instance | None = None
         self._plan = plan
         self._launch: Launch | None = None
         self._pid = 0
@@ -127,8 +130,8 @@ class Box:
         return True
 
     def _start(self) -> None:
-        sweep(self._plan.base, self._plan.cgroup_roots)
-        self._instance, self._lock = make_instance(self._plan.base)
+        plan = self._plan
+        self._instance = Instance(plan.base, watchdog=plan.watchdog, roots=plan.cgroup_roots)
         self._launch = Launch(self._plan, box_id=os.urandom(8).hex(), instance=self._instance)
         guest_in, self._send_fd = os.pipe()
         self.receive_fd, guest_out = os.pipe()
@@ -143,6 +146,16 @@ class Box:
             os.close(guest_in)
             os.close(guest_out)
         self._pidfd = os.pidfd_open(self._pid)
+        sweep(plan.base, plan.cgroup_roots)  # what others have left can wait until our runtime boots
+
+    def has_booted(self) -> bool:
+        """Bound the box as tightly as its runtime could not have borne; False when that cannot be done."""
+        assert self._launch is not None  # noqa: S101 - somebody in it has greeted
+        try:
+            self._launch.has_booted()
+        except OSError:
+            return False
+        return True
 
     def send(self, *frames: bytes) -> None:
         """Write frames whole. The agent always reads, so this does not wait for long.
@@ -167,8 +180,8 @@ class Box:
         if self._launch is not None:
             self._end_process(self._launch)
             left = self._remove(self._launch)
-        if not left and self._lock >= 0:
-            remove_instance(self._instance, self._lock)
+        if self._instance is not None:
+            left = self._instance.remove()
         return left
 
     def _end_process(self, launch: Launch) -> None:
@@ -190,11 +203,7 @@ class Box:
 
     def _remove(self, launch: Launch) -> list[str]:
         deadline = time.monotonic() + _FORCE_SECONDS
-        repaired = False
         while True:
-            if launch.is_repairable() and not repaired:
-                _repair(launch)
-                repaired = True
             left = launch.remove()
             if not left or time.monotonic() >= deadline:
                 return left
@@ -222,14 +231,3 @@ def _wait(pidfd: int, seconds: float) -> bool:
         return False
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     return True
-
-
-def _repair(launch: Launch) -> None:
-    """Let the runtime remove the state of a box that is dead by now, and remove what it leaves of that."""
-    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-    pidfd = os.pidfd_open(_spawn(launch.delete_command, null))
-    if not _wait(pidfd, _FORCE_SECONDS):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        _wait(pidfd, _FORCE_SECONDS)
-    if launch.is_repairable():
-        launch.clear_state()

@@ -22,14 +22,14 @@ from kavach_core.errors import (
 )
 from kavach_core.oci.cgroups import CgroupLayout, detect_layout, enable_controllers, plan_cgroup
 from kavach_core.oci.freezer import can_freeze
-from kavach_core.oci.instance import sweep
 from kavach_core.oci.launch import RUNTIME_MARK, BoxPlan, Launch
 from kavach_core.oci.rootfs import RootLayout, check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
-from kavach_core.oci.workspace import base_directory, install, workspace
+from kavach_core.oci.workspace import base_directory, install, open_workspace
 from kavach_core.policy import Limits
-from kavach_guest.agent import agent_program, seal_program
+from kavach_core.reaper.sweep import sweep
+from kavach_guest.agent import agent_program, seal_program, watchdog_program
 from kavach_guest.channel import GuestChannel
 from kavach_guest.session import AgentSession
 
@@ -80,7 +80,8 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
     try:
         with trio.fail_after(BOOT_DEADLINE_SECONDS):
             await _greet(channel, box)
-    except (SandboxGone, GuestProtocolError, trio.TooSlowError) as error:
+        box.has_booted()
+    except (SandboxGone, GuestProtocolError, trio.TooSlowError, OSError) as error:
         await session.aclose()
         raise _failed(plan, spec, box.last_words.strip() or str(error)) from error
     except BaseException:
@@ -123,16 +124,24 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
         hostname=spec.hostname,
         cgroup_namespace=runtime.cgroup_namespace,
         chooses_errno=runtime.chooses_errno,
+        host_counts_processes=runtime.host_counts_processes,
     )
-    cgroup = plan_cgroup(cgroup_layout(), limits, host_tasks=_host_tasks(limits, tasks_per_process))
+    cgroup = plan_cgroup(
+        cgroup_layout(),
+        limits,
+        host_tasks=_host_tasks(limits, tasks_per_process),
+        booted_tasks=_booted_tasks(limits) if runtime.host_counts_processes else None,
+    )
     return BoxPlan(
         base=str(base_directory()),
+        backend=runtime.backend or runtime.name,
         runtime=runtime.name,
+        watchdog=str(watchdog_program()),
         run_command=_run_command(runtime, root),
-        delete_command=runtime.delete_command,
         spec=build_spec(inputs),
         cgroup_roots=list(cgroup.roots),
         cgroup_settings=list(cgroup.settings),
+        cgroup_settings_once_booted=list(cgroup.settings_once_booted),
     )
 
 
@@ -152,6 +161,7 @@ def quick_plan(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         agent,
         install(agent),
         seal_program(),
+        watchdog_program(),
         *host_toolchain_sources(),
         Path(plan.spec["root"]["path"]),
     )
@@ -163,7 +173,8 @@ def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:
     try:
         enable_controllers(cgroup_layout())
         _sweep_once()
-        launch = Launch(plan, box_id=spec.sandbox_id, instance=str(workspace().path))
+        workspace = open_workspace(watchdog=Path(plan.watchdog), roots=tuple(plan.cgroup_roots))
+        launch = Launch(plan, box_id=spec.sandbox_id, instance=workspace.instance)
     except OSError as error:
         raise _failed(plan, spec, str(error)) from error
     try:
@@ -209,8 +220,13 @@ def check_limits(spec: SandboxSpec) -> None:
 
 
 def _host_tasks(limits: Limits, tasks_per_process: int) -> int | None:
-    """Return the bound on tasks of the host. The exact bound on processes is an rlimit; this one is the backstop."""
+    """Return the bound on tasks of the host while the box boots; for ever where an rlimit is the exact one."""
     return None if limits.pids is None else limits.pids * tasks_per_process + _RUNTIME_TASKS
+
+
+def _booted_tasks(limits: Limits) -> int | None:
+    """Return the bound once nothing of the runtime's is in the box any more but the agent, which is one task."""
+    return None if limits.pids is None else limits.pids + 1
 
 
 def _failed(plan: BoxPlan, spec: SandboxSpec, said: str) -> CreateError:

@@ -144,4 +144,6 @@ def _runtime(program: Path, platform: str) -> OciRuntime:
         cgroup_namespace=False,
         needs_mount_points=True,
         chooses_errno=False,
+        host_counts_processes=False,
+        backend="gvisor",
     )

@@ -1,0 +1,75 @@
+"""What is still done when a box is dead and its caller has gone on: waiting for its runtime, removing what is left.
+
+Each such work is a system task of trio: ``trio.run`` does not return before it is done, nobody's nursery is
+needed, and no cancellation reaches it. Its failure ends no program: it is logged, counted, and the ledger
+keeps the box, so that the end of this process, its watchdog, the next sweep or ``kavach gc`` goes on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+from attrs import define
+
+from kavach_core.errors import CleanupError
+
+_log = logging.getLogger(__name__)
+
+
+@define
+class Tally:
+    """What has become of dead boxes in this process.
+
+    Attributes:
+        pending: dead, and not yet removed.
+        removed: known to be gone.
+        failed: something of them could not be removed in time.
+    """
+
+    pending: int = 0
+    removed: int = 0
+    failed: int = 0
+
+
+tally = Tally()
+"""Of all boxes of this process."""
+
+
+async def finish(work: Callable[[], Awaitable[None]]) -> None:
+    """Do ``work``, which removes a box, and count how it ends.
+
+    Cancellation: shielded; ``work`` has a deadline of its own.
+
+    Raises:
+        CleanupError: whatever ``work`` raises.
+    """
+    tally.pending += 1
+    try:
+        with trio.CancelScope(shield=True):
+            await work()
+    except BaseException:
+        tally.failed += 1
+        raise
+    else:
+        tally.removed += 1
+    finally:
+        tally.pending -= 1
+
+
+async def finish_later(work: Callable[[], Awaitable[None]]) -> None:
+    """Have ``work`` done without waiting for it, if trio still takes tasks; else do it now."""
+    try:
+        trio.lowlevel.spawn_system_task(_finish_quietly, work)
+    except RuntimeError:  # trio.run is about to return: an async generator is closed at the very end
+        await _finish_quietly(work)
+
+
+async def _finish_quietly(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await finish(work)
+    except CleanupError as error:
+        _log.error("sandbox %s: %s", error.sandbox_id, error)
+    except Exception:  # noqa: BLE001 - in a system task it would end the caller's whole program
+        _log.exception("a sandbox was not removed; kavach gc removes what is left when this process has ended")

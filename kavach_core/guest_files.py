@@ -311,4 +311,6 @@ class GuestFiles(Protocol):
 class FileSession(Protocol):
     """What a session has beside ``Session`` when its backend has the capability ``files``."""
 
-    files: GuestFiles
+    @property
+    def files(self) -> GuestFiles:
+        """The files of the box."""

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import attrs
 import trio
@@ -18,8 +18,6 @@ from kavach_core.concurrency import Registry
 from kavach_core.config import NOBODY, SandboxConfig
 from kavach_core.errors import ConfigError, FieldProblem, InvalidTransition, StartFailed, UnsupportedPolicy
 from kavach_core.execution import Command, Run, run_command
-from kavach_core.files import SandboxFiles
-from kavach_core.guest_files import FileSession
 from kavach_core.lifecycle import State, require_running, transition
 from kavach_core.outcomes import describe_start_failure, raise_if_gone, raise_unless_ok, refuse_missing_cwd, result_of
 from kavach_core.policy import Limits, SandboxPolicy
@@ -28,6 +26,9 @@ from kavach_core.resolution import mounted_root, require_capabilities, resolve_s
 from kavach_core.scoring import Score, declared_score
 from kavach_core.selection import choose_backend
 from kavach_core.types import ExecResult, ProcessInfo, Usage, User
+
+if TYPE_CHECKING:
+    from kavach_core.files import SandboxFiles
 
 
 class SandboxFields(TypedDict, total=False):
@@ -239,6 +240,9 @@ class Sandbox:
         Raises:
             UnsupportedPolicy: when the backend cannot work on files.
         """
+        from kavach_core.files import SandboxFiles  # noqa: PLC0415 - who needs no files need not wait for them
+        from kavach_core.guest_files import FileSession  # noqa: PLC0415 - as above
+
         self._require(capabilities.FILES)
         session, user = self._session, self.config.user
         if not isinstance(session, FileSession):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
 
 from kavach_core.abc import GuestStartError
-from kavach_core.guest_files import GuestFiles
 from kavach_core.types import ExecRequest, LimitEvents, ProcessInfo, StartFailure, Usage
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
-from kavach_guest.files import AgentFiles
 from kavach_guest.process import KILL_DEADLINE_SECONDS, AgentProcess
+
+if TYPE_CHECKING:
+    from kavach_core.guest_files import GuestFiles
 
 
 class Box(Protocol):
@@ -37,16 +39,18 @@ class Box(Protocol):
 
 
 class AgentSession:
-    """A Session over a guest channel and a box. See ``kavach_core.abc.Session``.
-
-    Attributes:
-        files: the files of the box. See ``kavach_core.guest_files.GuestFiles``.
-    """
+    """A Session over a guest channel and a box. See ``kavach_core.abc.Session``."""
 
     def __init__(self, channel: GuestChannel, box: Box) -> None:
         self._channel = channel
         self._box = box
-        self.files: GuestFiles = AgentFiles(self.start_tool)
+
+    @functools.cached_property
+    def files(self) -> GuestFiles:
+        """The files of the box. See ``kavach_core.guest_files.GuestFiles``."""
+        from kavach_guest.files import AgentFiles  # noqa: PLC0415 - who needs no files need not wait for them
+
+        return AgentFiles(self.start_tool)
 
     async def start(self, request: ExecRequest) -> AgentProcess:
         """Start a command."""

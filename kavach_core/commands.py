@@ -27,6 +27,9 @@ BASE_ENVIRONMENT: Final[Mapping[str, str]] = {
 """What every command finds in its environment unless the caller says otherwise. Nothing comes from the host."""
 
 
+TERMINAL_ENVIRONMENT: Final[Mapping[str, str]] = {"TERM": "xterm"}
+"""What a command with a terminal finds besides."""
+
 _check_timeout = optional(number(minimum=0.001, maximum=31_536_000, unit="seconds"))
 _check_max_output = number(minimum=0, maximum=1024**3, unit="bytes", integer=True)
 _check_output_limit = optional(number(minimum=0, maximum=1024**5, unit="bytes", integer=True))
@@ -63,6 +66,7 @@ class ExecOptions(CommandOptions, total=False):
         output_limit: bytes of both streams together after which it is killed; None = it may write on.
         on_stdout: awaited with each piece of standard output as it comes.
         on_stderr: likewise for standard error.
+        tty_sizes: new sizes of its terminal, as they come.
     """
 
     input: Input | str | None
@@ -72,6 +76,7 @@ class ExecOptions(CommandOptions, total=False):
     output_limit: int | None
     on_stdout: Forward | None
     on_stderr: Forward | None
+    tty_sizes: AsyncIterable[TerminalSize] | None
 
 
 def build_command(
@@ -90,15 +95,7 @@ def build_command(
         ConfigError: with every argument that is wrong.
     """
     timeout = options.get("timeout")
-    deadline = config.timeout if timeout is None else timeout
-    max_output = options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES)
-    problems = [
-        *_check_timeout("timeout", deadline),
-        *_check_timeout("cpu_timeout", options.get("cpu_timeout")),
-        *_check_max_output("max_output", max_output),
-        *_check_output_limit("output_limit", options.get("output_limit")),
-        *_check_input(options.get("input")),
-    ]
+    problems = [*check_bounds(options), *_check_input(options.get("input"))]
     request = build_request(
         argv,
         options,
@@ -112,13 +109,22 @@ def build_command(
         argv=argv,
         request=request,
         input=_input(options.get("input")),
-        timeout=deadline,
+        timeout=config.timeout if timeout is None else timeout,
         cpu_timeout=options.get("cpu_timeout"),
-        max_output=max_output,
+        max_output=options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES),
         output_limit=options.get("output_limit"),
         on_stdout=options.get("on_stdout"),
         on_stderr=options.get("on_stderr"),
+        tty_sizes=options.get("tty_sizes"),
     )
+
+
+def check_bounds(options: ExecOptions) -> Iterator[FieldProblem]:
+    """Check the bounds that a call sets."""
+    yield from _check_timeout("timeout", options.get("timeout"))
+    yield from _check_timeout("cpu_timeout", options.get("cpu_timeout"))
+    yield from _check_max_output("max_output", options.get("max_output", DEFAULT_MAX_OUTPUT_BYTES))
+    yield from _check_output_limit("output_limit", options.get("output_limit"))
 
 
 def build_request(  # noqa: PLR0913 - all that a command is made of
@@ -145,10 +151,11 @@ def build_request(  # noqa: PLR0913 - all that a command is made of
     Raises:
         ConfigError: with every argument that is wrong, ``problems`` among them.
     """
-    env = {**BASE_ENVIRONMENT, **config.env, **_mapping(options.get("env"))}
     user = options.get("user")
     chosen = (config.user or NOBODY) if user is None else to_user(user)
     tty = options.get("tty", False)
+    base = {**BASE_ENVIRONMENT, **(TERMINAL_ENVIRONMENT if tty else {})}
+    env = {**base, **config.env, **_mapping(options.get("env"))}
     found = [
         *check_argv("argv", argv),
         *check_environment("env", options.get("env") or {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from typing import Final
 
 import attrs
@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from kavach_core.abc import GuestProcess, GuestStartError, Session
 from kavach_core.errors import KavachError, SandboxError
-from kavach_core.types import Bound, ExecRequest, GuestExit, LimitEvents, Output, StartFailure, Stream
+from kavach_core.types import Bound, ExecRequest, GuestExit, LimitEvents, Output, StartFailure, Stream, TerminalSize
 
 DRAIN_GRACE_SECONDS: Final = 0.25
 """How long output is awaited after the command's end, in all: a process left behind may hold the stream."""
@@ -45,6 +45,7 @@ class Command:
         max_output: bytes to keep of each output stream; what goes beyond is read, counted and dropped.
         on_stdout: called with each piece of standard output as it comes; the command waits for it.
         on_stderr: likewise for standard error.
+        tty_sizes: new sizes of its terminal, as they come.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +57,7 @@ class Command:
     output_limit: int | None = None
     on_stdout: Forward | None = None
     on_stderr: Forward | None = None
+    tty_sizes: AsyncIterable[TerminalSize] | None = None
 
 
 @define
@@ -199,11 +201,7 @@ def _difference(before: LimitEvents, after: LimitEvents) -> LimitEvents:
 
 async def _complete(run: Run, process: GuestProcess) -> None:
     """Feed, watch and drain the command until it has ended and its output has come, or it must be stopped."""
-    beside: list[Awaitable[None]] = []
-    if process.stdin is not None:
-        beside.append(_feed(run, process.stdin))
-    if run.command.cpu_timeout is not None:
-        beside.append(_watch_cpu(run, process, run.command.cpu_timeout))
+    beside = list(_work_beside(run, process))
     if not beside:
         await _drain(run, process)
         return
@@ -228,6 +226,15 @@ async def _complete(run: Run, process: GuestProcess) -> None:
         nursery.cancel_scope.cancel()
     if failures:
         raise failures[0]
+
+
+def _work_beside(run: Run, process: GuestProcess) -> Iterator[Awaitable[None]]:
+    if process.stdin is not None:
+        yield _feed(run, process.stdin)
+    if run.command.cpu_timeout is not None:
+        yield _watch_cpu(run, process, run.command.cpu_timeout)
+    if run.command.tty_sizes is not None:
+        yield _resize(process, run.command.tty_sizes)
 
 
 async def _drain(run: Run, process: GuestProcess) -> None:
@@ -290,6 +297,12 @@ async def _watch_cpu(run: Run, process: GuestProcess, limit: float) -> None:
             used = await process.cpu_seconds()
         if run.exit is None:
             run.stopped_by = Bound.CPU
+
+
+async def _resize(process: GuestProcess, sizes: AsyncIterable[TerminalSize]) -> None:
+    async for size in sizes:
+        with contextlib.suppress(SandboxError):  # the box has ended, which whoever waits for the command is told
+            await process.resize(size)
 
 
 async def _feed(run: Run, stdin: trio.abc.SendStream) -> None:

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final, Unpack
 
 import trio
@@ -26,6 +27,8 @@ from kavach_core.validation import check_all, checked, number
 _logger = logging.getLogger(__name__)
 
 _PING_SECONDS: Final = 2.0
+# A box that is given out is replaced this much later: its first command should not have to share the processors.
+_SETTLE_SECONDS: Final = 0.05
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 _most = number(minimum=1, maximum=10_000, unit="", integer=True)
@@ -150,6 +153,7 @@ class Pool:
         self._closed = False
         self._changed = trio.Event()
         self._pause = 0.0
+        self._settled_at = -inf
         self._starting = self._in_use = self._hits = self._waits = 0
         self._started = self._failed = self._discarded = 0
         self._wait_seconds = 0.0
@@ -206,9 +210,10 @@ class Pool:
         self._require_open()
         while self._ready and not self._waiters:
             lease = self._ready.popleft()
-            self._note_change()
             if await self._wake(lease.sandbox):
                 self._hits += 1
+                self._settled_at = trio.current_time() + _SETTLE_SECONDS
+                self._note_change()
                 return lease
         return await self._wait()
 
@@ -299,12 +304,20 @@ class Pool:
             while self._may_start():
                 self._starting += 1
                 nursery.start_soon(self._start_one)
-            if self._pause:
-                await trio.sleep(self._pause)
-            else:
-                await self._changed.wait()
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait until there may be something to start."""
+        if self._pause:
+            await trio.sleep(self._pause)
+            return
+        deadline = self._settled_at if self._settled_at > trio.current_time() else inf
+        with trio.move_on_at(deadline):
+            await self._changed.wait()
 
     def _may_start(self) -> bool:
+        if not self._waiters and trio.current_time() < self._settled_at:
+            return False
         missing = self.options.size + len(self._waiters) - len(self._ready) - self._starting
         # After a failure one at a time, until one has started again.
         return missing > 0 and self._starting < (1 if self._pause else self.options.starting)

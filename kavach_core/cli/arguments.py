@@ -94,6 +94,20 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument("--cwd", metavar="DIR", help="working directory in the sandbox")
     run.add_argument("--user", metavar="UID[:GID]", help="user in the sandbox (default: nobody)")
     run.add_argument("--timeout", metavar="SECONDS", help="kill the command after this time")
+    run.add_argument("--cpu-timeout", metavar="SECONDS", help="kill the command when it has used this much CPU time")
+    run.add_argument("--output-limit", metavar="SIZE", help="kill the command when it has written more than this")
+    run.add_argument(
+        "-t",
+        "--tty",
+        action="store_true",
+        help="give the command a terminal: yours, raw while it runs",
+    )
+    run.add_argument(
+        "-i",
+        "--interactive",
+        action="store_true",
+        help="connect standard input, which is always done",
+    )
     run.add_argument("--memory", metavar="SIZE", help="bound on memory, for example 512M")
     run.add_argument("--cpus", metavar="N", help="bound on CPUs, for example 1.5")
     run.add_argument("--pids", metavar="N", help="bound on processes")

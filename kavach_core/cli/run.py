@@ -7,31 +7,32 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import select
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import trio
+from attrs import frozen
 
 from kavach_core import converter
 from kavach_core.cli import kept_plans
+from kavach_core.cli.streams import our_input, writer
 from kavach_core.cli.summary import print_summary
-from kavach_core.commands import build_command
+from kavach_core.cli.terminal import our_terminal
+from kavach_core.commands import ExecOptions, build_command, check_bounds
 from kavach_core.config import SandboxConfig
-from kavach_core.errors import ConfigError, FieldProblem, KavachError
-from kavach_core.execution import Forward
+from kavach_core.errors import ConfigError, FieldProblem
 from kavach_core.exit_status import SIGNAL_EXIT_BASE
 from kavach_core.outcomes import describe_start_failure
+from kavach_core.policy import ByteSize
 from kavach_core.sandbox import Sandbox, open_sandbox
 from kavach_core.types import ExecResult
 
-_CHUNK_BYTES: Final = 65_536
-_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_command_line(options: argparse.Namespace, argv: list[str]) -> int:
@@ -44,7 +45,29 @@ def run_command_line(options: argparse.Namespace, argv: list[str]) -> int:
     config = _config(options)
     if not options.argv:
         raise ConfigError([FieldProblem("command", "is missing", "kavach run [OPTIONS] -- COMMAND [ARGUMENT ...]")])
-    return trio.run(_run, config, options, argv)
+    command = _Command(argv=options.argv, tty=options.tty, bounds=_bounds(options))
+    return trio.run(_run, config, command, options, argv)
+
+
+@frozen(kw_only=True)
+class _Command:
+    argv: list[str]
+    tty: bool
+    bounds: ExecOptions
+
+
+def _bounds(options: argparse.Namespace) -> ExecOptions:
+    """Return the bounds of the command that are not the sandbox's."""
+    problems: list[FieldProblem] = []
+    bounds: ExecOptions = {}
+    if options.cpu_timeout is not None:
+        bounds["cpu_timeout"] = _number("cpu_timeout", options.cpu_timeout, problems)
+    if options.output_limit is not None:
+        bounds["output_limit"] = converter.structure(options.output_limit, ByteSize)
+    problems += check_bounds(bounds)
+    if problems:
+        raise ConfigError(problems)
+    return bounds
 
 
 def _config(options: argparse.Namespace) -> SandboxConfig:
@@ -105,13 +128,13 @@ def _environment(assignments: list[str], problems: list[FieldProblem]) -> dict[s
     return env
 
 
-async def _run(config: SandboxConfig, options: argparse.Namespace, argv: list[str]) -> int:
+async def _run(config: SandboxConfig, command: _Command, options: argparse.Namespace, argv: list[str]) -> int:
     code = 0
     with _signals_cancel() as ended_by:
         started = trio.current_time()
         async with open_sandbox(config) as sandbox:
             run = _as_json if options.json else _connected
-            code = await run(sandbox, options.argv)
+            code = await run(sandbox, command)
         if options.summary:
             print_summary(sandbox.backend, str(sandbox.score), trio.current_time() - started, code)
         _keep_plan(options, argv, sandbox)
@@ -121,7 +144,8 @@ async def _run(config: SandboxConfig, options: argparse.Namespace, argv: list[st
 
 def _keep_plan(options: argparse.Namespace, argv: list[str], sandbox: Sandbox) -> None:
     """Keep what the next run with these options can use, if the backend can say it."""
-    special = options.json or options.config or options.rootfs or options.image
+    bounded = options.cpu_timeout or options.output_limit
+    special = options.json or options.config or options.rootfs or options.image or options.tty or bounded
     if special or not kept_plans.is_whole_command(argv, options.argv):
         return
     quick = sandbox.plan()
@@ -180,68 +204,24 @@ def _signals_cancel() -> Iterator[list[int]]:
                 signal.signal(number, handler)
 
 
-async def _as_json(sandbox: Sandbox, argv: list[str]) -> int:
-    result = await sandbox.exec(*argv, input=_our_input())
+async def _as_json(sandbox: Sandbox, command: _Command) -> int:
+    options: ExecOptions = {"input": our_input(), "tty": command.tty, **command.bounds}
+    result = await sandbox.exec(*command.argv, **options)
     print(json.dumps(_result_data(sandbox, result), indent=2))
     return result.exit_code
 
 
-async def _connected(sandbox: Sandbox, argv: list[str]) -> int:
-    """Run a command with our own standard streams."""
+async def _connected(sandbox: Sandbox, command: _Command) -> int:
+    """Run a command with our own standard streams, and our terminal if it is to have one."""
+    options: ExecOptions = {"input": our_input(), "max_output": 0, **command.bounds}
     with trio.CancelScope() as scope:
-        result = await sandbox.exec(
-            *argv, input=_our_input(), max_output=0, on_stdout=_writer(1, scope), on_stderr=_writer(2, scope)
-        )
+        options |= {"on_stdout": writer(1, scope), "on_stderr": writer(2, scope)}
+        with our_terminal(config=sandbox.config) if command.tty else contextlib.nullcontext(ExecOptions()) as terminal:
+            result = await sandbox.exec(*command.argv, **(options | terminal))
         if result.start_failure is not None:
             print(f"kavach: {describe_start_failure(result)}", file=sys.stderr)
         return result.exit_code
     return SIGNAL_EXIT_BASE + signal.SIGPIPE
-
-
-async def _our_input() -> AsyncIterator[bytes]:
-    """Give what comes on our standard input, read in a thread: it may be a file, or a terminal that others share."""
-    try:
-        while data := await trio.to_thread.run_sync(_read_some, 0, abandon_on_cancel=True):
-            yield data
-    except OSError:
-        return  # we have no standard input
-
-
-def _writer(descriptor: int, scope: trio.CancelScope) -> Forward:
-    """Return a function that writes to one of our streams and ends the command when nobody reads that any more."""
-
-    async def write(data: bytes) -> None:
-        try:
-            await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
-        except BrokenPipeError:
-            scope.cancel()
-        except OSError as error:
-            raise KavachError(f"cannot pass on the output: {error.strerror}") from error
-
-    return write
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # whoever shares the stream has made it so
-            _wait_for(descriptor, select.POLLOUT)
-
-
-def _read_some(descriptor: int) -> bytes:
-    while True:
-        try:
-            return os.read(descriptor, _CHUNK_BYTES)
-        except BlockingIOError:
-            _wait_for(descriptor, select.POLLIN)
-
-
-def _wait_for(descriptor: int, events: int) -> None:
-    poll = select.poll()
-    poll.register(descriptor, events)
-    poll.poll()
 
 
 def _result_data(sandbox: Sandbox, result: ExecResult) -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""Terminals: a command that has one, and a person's own terminal lent to a shell in a box."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import kavach_core as kavach_api
+from kavach_core import TerminalSize
+from kavach_core.errors import ConfigError
+
+WAIT_SECONDS = 30
+
+
+# --- by the interface ---------------------------------------------------------------------------
+
+
+async def test_a_command_in_a_terminal(backend: str) -> None:
+    """All three streams are it, it controls the session, and it is the command's own."""
+    script = (
+        "test -t 0 && test -t 1 && test -t 2 && echo all; stty size; echo $TERM; echo e >&2; true >/dev/tty; echo $?"
+    )
+    controls = (
+        "0" if backend != "gvisor" else "2"
+    )  # its /dev/tty always answers EIO; the terminal controls all the same
+    async with kavach_api.open_sandbox(backend=backend) as sandbox:
+        result = await sandbox.shell(script, tty=TerminalSize(rows=33, columns=101), timeout=30)
+    lines = [line for line in result.stdout.split("\r\n") if "/dev/tty" not in line]
+    assert lines == ["all", "33 101", "xterm", "e", controls, ""]
+    assert result.stderr == ""
+
+
+async def test_what_is_typed_and_the_end_of_it(backend: str) -> None:
+    async with kavach_api.open_sandbox(backend=backend) as sandbox:
+        result = await sandbox.exec("cat", tty=True, input="line\n", timeout=30)
+        assert (result.outcome, result.stdout) == ("ok", "line\r\nline\r\n")  # the echo, and what cat says
+        unread = await sandbox.exec("true", tty=True, timeout=30)
+        assert unread.ok
+
+
+async def test_keys_that_send_signals(backend: str) -> None:
+    async with (
+        kavach_api.open_sandbox(backend=backend) as sandbox,
+        await sandbox.spawn("sh", "-c", "echo up; exec sleep 1000", tty=True, stdin=True) as process,
+    ):
+        assert process.stdin is not None
+        seen = b""
+        async for output in process:
+            seen += output.data
+            if b"up" in seen:
+                break
+        await process.stdin.send_all(b"\x03")
+        assert (await process.wait()).signal == signal.SIGINT
+
+
+async def test_a_new_size_is_told(backend: str) -> None:
+    script = "trap 'stty size; exit' WINCH; echo up; while :; do sleep 0.1; done"
+    async with (
+        kavach_api.open_sandbox(backend=backend) as sandbox,
+        await sandbox.spawn("sh", "-c", script, tty=True) as process,
+    ):
+        seen = b""
+        async for output in process:
+            seen += output.data
+            if seen == b"up\r\n":
+                await process.resize(rows=7, columns=9)
+        assert seen == b"up\r\n7 9\r\n"
+
+
+@pytest.mark.parametrize("size", [(0, 80), (24, 0), (24, 65536), (-1, 1)])
+async def test_a_size_that_cannot_be(size: tuple[int, int]) -> None:
+    async with kavach_api.open_sandbox() as sandbox:
+        with pytest.raises(ConfigError, match="tty"):
+            await sandbox.exec("true", tty=TerminalSize(rows=size[0], columns=size[1]))
+        async with await sandbox.spawn("cat", tty=True, stdin=True) as process:
+            with pytest.raises(ConfigError, match="tty"):
+                await process.resize(rows=size[0], columns=size[1])
+
+
+async def test_a_kill_and_a_deadline_end_what_has_a_terminal(backend: str) -> None:
+    async with kavach_api.open_sandbox(backend=backend) as sandbox:
+        result = await sandbox.shell("trap '' HUP TERM INT; setsid sleep 1000 & echo up; cat", tty=True, timeout=2)
+        assert (result.outcome, result.stdout) == ("timeout", "up\r\n")
+        assert await sandbox.processes() == ()
+
+
+# --- by the command -----------------------------------------------------------------------------
+
+
+class Person:
+    """Somebody at a terminal."""
+
+    def __init__(self, command: list[str | Path]) -> None:
+        self.master, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("<HHHH", 30, 90, 0, 0))
+        self.terminal = terminal
+        self.before = termios.tcgetattr(terminal)
+        self.seen = b""
+        self.process = subprocess.Popen(
+            command,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            env={**os.environ, "TERM": "vt220"},
+        )
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def wait_for(self, text: bytes) -> None:
+        """Read until ``text`` has been shown."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"{text!r} was not shown, but {self.seen!r}"
+            self.seen += os.read(self.master, 65_536)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self.terminal)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+    def status(self) -> int:
+        """Wait for the command's end."""
+        return self.process.wait(WAIT_SECONDS)
+
+    def is_as_before(self) -> bool:
+        return termios.tcgetattr(self.terminal) == self.before
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("<HHHH", rows, columns, 0, 0))
+        os.kill(self.process.pid, signal.SIGWINCH)  # the kernel tells only who has it as controlling terminal
+
+    def leave(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.terminal)
+
+
+Sit = Callable[..., Person]
+
+
+@pytest.fixture
+def sit(kavach: Path) -> Iterator[Sit]:
+    """Sit down at a terminal and run ``kavach run`` there."""
+    people: list[Person] = []
+
+    def start(*arguments: str) -> Person:
+        people.append(Person([kavach, "run", *arguments]))
+        return people[-1]
+
+    yield start
+    for person in people:
+        person.leave()
+
+
+def test_an_interactive_shell(backend: str, sit: Sit) -> None:
+    person = sit("-b", backend, "-it", "--", "sh")
+    person.wait_for(b"$ ")
+    assert person.is_raw()
+    person.type(b"stty size; echo $TERM $((6*7))\r")
+    person.wait_for(b"30 90\r\nvt220 42\r\n")
+    person.resize(20, 60)
+    person.type(b"echo a-nap; sleep 1000\r")
+    person.wait_for(b"\na-nap\r\n")
+    person.seen = b""
+    person.type(b"\x03")
+    person.wait_for(b"$ ")
+    person.type(b"\r")  # gVisor 20240729 leaves the key in the line besides sending the signal
+    person.type(b"stty size; echo still $((1+1))\r")
+    person.wait_for(b"20 60\r\nstill 2\r\n")
+    person.type(b"exit 7\r")
+    assert person.status() == 7
+    assert person.is_as_before()
+
+
+def test_an_interactive_python(sit: Sit) -> None:
+    person = sit("-t", "--", "python3", "-q")
+    person.wait_for(b">>> ")
+    person.type(b"import sys; print(sys.stdin.isatty(), 2**70)\r")
+    person.wait_for(b"True 1180591620717411303424")
+    person.type(b"\x04")
+    assert person.status() == 0
+    assert person.is_as_before()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+def test_the_terminal_is_restored_when_we_are_asked_to_end(sit: Sit, number: signal.Signals) -> None:
+    person = sit("-t", "--", "sh", "-c", "echo up; sleep 1000")
+    person.wait_for(b"up")
+    assert person.is_raw()
+    person.process.send_signal(number)
+    assert person.status() == 128 + number
+    assert person.is_as_before()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--timeout", "1", "-t", "--", "sleep", "1000"), 124),
+        (("-t", "--", "no-such-program"), 127),
+        (("-t", "--", "sh", "-c", "kill -9 $$"), 137),
+        (("-t", "--output-limit", "64K", "--", "yes"), 137),
+        (("-t", "--cpu-timeout", "0.3", "--", "sh", "-c", "while :; do :; done"), 124),
+        (("-b", "nothing-like-it", "-t", "--", "sh"), 125),
+    ],
+)
+def test_the_terminal_is_restored_at_every_end(sit: Sit, arguments: tuple[str, ...], status: int) -> None:
+    person = sit(*arguments)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while person.process.poll() is None and time.monotonic() < deadline:
+        if select.select([person.master], [], [], 0.05)[0]:
+            person.seen += os.read(person.master, 65_536)
+    assert person.status() == status
+    assert person.is_as_before()
+
+
+def test_without_a_terminal_of_our_own(run_kavach: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
+    done = run_kavach("run", "-it", "--", "sh", "-c", "test -t 0 && read line && echo got $line", stdin=b"word\n")
+    assert done.returncode == 0
+    assert b"got word\r\n" in done.stdout

@@ -103,6 +103,8 @@ def _dispatch(command: str) -> Command:
         "run": ("run", "run_command_line"),
         "backends": ("backends", "show_backends"),
         "doctor": ("doctor", "show_doctor"),
+        "gc": ("gc", "collect_garbage"),
+        "ps": ("ps", "show_boxes"),
     }[command]
     found: Command = getattr(importlib.import_module(f"kavach_core.cli.{module}"), name)
     return found

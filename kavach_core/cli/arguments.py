@@ -54,9 +54,13 @@ def _build() -> argparse.ArgumentParser:
     for name, text in (
         ("backends", "list the installed backends and whether they work here"),
         ("doctor", "say what is missing on this host and how to mend it"),
+        ("ps", "list the live sandboxes of this user"),
+        ("gc", "remove what processes that were killed have left on this host"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=_Formatter)
         command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "gc":
+            command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser
 
 

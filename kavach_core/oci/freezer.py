@@ -38,9 +38,18 @@ class Freezer:
         """
         if self._version_1:
             self._write("freezer.state", "FROZEN")
-            return self._read("freezer.state") == "FROZEN"
-        self._write("cgroup.freeze", "1")
-        return "frozen 1" in self._read("cgroup.events").splitlines()
+        else:
+            self._write("cgroup.freeze", "1")
+        return self.is_frozen()
+
+    def is_frozen(self) -> bool:
+        """Say whether it stands still; False when that cannot be told."""
+        try:
+            if self._version_1:
+                return self._read("freezer.state") == "FROZEN"
+            return "frozen 1" in self._read("cgroup.events").splitlines()
+        except OSError:
+            return False
 
     def thaw(self) -> None:
         """Let all go on.

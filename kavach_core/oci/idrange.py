@@ -57,14 +57,15 @@ class IdRange:
             self._lock = -1
 
 
-def prune(base: str) -> int:
-    """Remove the locks below ``base`` that nobody holds. Return how many there were."""
+def prune(base: str, *, dry_run: bool) -> int:
+    """Remove the locks below ``base`` that nobody holds, or with ``dry_run`` only count them. Return how many."""
     directory = f"{base}/ids"
     removed = 0
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         lock = _lock(f"{directory}/{name}")
         if lock is not None:
-            os.unlink(f"{directory}/{name}")  # ours, so whoever has opened it meanwhile sees that it has gone
+            if not dry_run:
+                os.unlink(f"{directory}/{name}")  # ours, so whoever has opened it meanwhile sees that it has gone
             os.close(lock)
             removed += 1
     return removed

@@ -3,7 +3,7 @@
     BASE/                 0711, root's, shared by all processes that use kavach
         ids/              locks on ranges of user ids
         shared/           read-only things that boxes of all instances use, named by what they were made from:
-                          copies of the agent, skeletons of the host's toolchain; kept until the host restarts
+                          copies of the agent, skeletons of the host's toolchain; see ``garbage``
         instance-WORD/    one process's: see ``kavach_core.reaper.instance``
 
 Directories are 0711 and not 0700 because the runtime reads bundle and mounts with the unprivileged ids of the box.
@@ -20,16 +20,20 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from kavach_core.errors import CreateError
+from kavach_core.reaper import identity
 from kavach_core.reaper.instance import Instance
 
 _log = logging.getLogger(__name__)
 _CANDIDATES: Final = (Path("/run"), Path("/dev/shm"), Path("/var/lib"))  # noqa: S108 - only below a directory of root's own
 _MODE: Final = 0o711
+FRESH_SHARED: Final = ".new-"
+"""How the name of a shared directory begins that is being made; then comes who makes it."""
 
 
 @functools.cache
@@ -57,6 +61,12 @@ def base_directory() -> Path:
     )
 
 
+def existing_bases() -> list[Path]:
+    """Return the directories that instances of this user may have been made in, those that are there."""
+    bases = [parent / "kavach" for parent in _CANDIDATES]
+    return [base for base in bases if base.is_dir() and not base.is_symlink() and _is_ours(base)]
+
+
 def _usable_parents() -> Iterator[Path]:
     for parent in _CANDIDATES:
         # The agent is started from below this directory, so noexec rules a file system out.
@@ -78,8 +88,12 @@ def shared(name: str, make: Callable[[Path], None]) -> Path:
     directory = base_directory() / "shared"
     directory.mkdir(mode=_MODE, exist_ok=True)
     path = directory / name
-    if not path.exists():
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=directory))
+    if path.exists():
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # says when it was last needed
+    else:
+        own = identity.own()
+        maker = f"{own['namespace']}-{own['pid']}-{own['start']}-"
+        fresh = Path(tempfile.mkdtemp(prefix=f"{FRESH_SHARED}{maker}", dir=directory))
         make(fresh)
         fresh.chmod(0o755)
         try:

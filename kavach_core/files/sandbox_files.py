@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext
 from typing import Final, Unpack
 
 import trio
@@ -172,15 +172,14 @@ class SandboxFiles:
             NotRegularFile: when it is a device, a FIFO or a socket.
         """
         call = self._arguments(options, mode=mode)
-        pieces = _pieces(call, data)
+        contents = _checked(call, data)
         request = WriteRequest(
             user=call.user, path=call.path("path", path), mode=mode, append=append, create_parents=create_parents
         )
         call.check()
         with self._watch(call, path):
             async with self._files.write(request) as stream:
-                async for piece in pieces:
-                    await stream.send_all(piece)
+                await _send(stream, contents)
 
     def open_read(
         self, path: StrPath, *, offset: int = 0, user: User | str | int | None = None
@@ -415,21 +414,24 @@ class SandboxFiles:
             raise FileTimeout(message, sandbox_id=self._sandbox_id, stage="files")
 
 
-def _pieces(call: Arguments, data: object) -> AsyncIterable[bytes]:
-    """Return what is to be written as it comes."""
-    if isinstance(data, AsyncIterable):
+def _checked(call: Arguments, data: object) -> bytes | bytearray | memoryview | AsyncIterable[bytes]:
+    """Return what is to be written, text as UTF-8."""
+    if isinstance(data, (bytes, bytearray, memoryview, AsyncIterable)):
         return data
+    if isinstance(data, str) and is_encodable(data):
+        return data.encode(errors="surrogateescape")
     if isinstance(data, str):
-        if not is_encodable(data):
-            call.refuse(FieldProblem("data", "contains what is no character", "give it as bytes"))
-        data = data.encode(errors="replace")
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        call.refuse(
-            FieldProblem("data", f"{type(data).__name__} is neither bytes, nor text, nor gives bytes as they come")
-        )
-        data = b""
-    return _once(data)
+        call.refuse(FieldProblem("data", "contains what is no character", "give it as bytes"))
+    else:
+        what = f"{type(data).__name__} is neither bytes, nor text, nor gives bytes as they come"
+        call.refuse(FieldProblem("data", what))
+    return b""
 
 
-async def _once(data: bytes | bytearray | memoryview) -> AsyncIterator[bytes]:
-    yield data  # type: ignore[misc]  # a stream sends all three
+async def _send(stream: trio.abc.SendStream, data: bytes | bytearray | memoryview | AsyncIterable[bytes]) -> None:
+    if not isinstance(data, AsyncIterable):
+        await stream.send_all(data)
+        return
+    async with aclosing(data) if isinstance(data, AsyncGenerator) else nullcontext():
+        async for piece in data:
+            await stream.send_all(piece)

@@ -101,7 +101,10 @@ class OciBox:
 
     def limit_events(self) -> LimitEvents:
         """Return how often the box has met its limits, or had met them when it has ended."""
-        return self._counters.read()
+        events = self._counters.read()
+        # Where an rlimit is the exact bound on processes, nobody counts what it refuses.
+        counted = bool(self._launch.plan.cgroup_settings_once_booted)
+        return events if counted else evolve(events, pids_refusals=None)
 
     async def pause(self) -> None:
         """Stop every process of the box until ``resume``.

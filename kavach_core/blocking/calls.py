@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import queue
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import trio
 
 from kavach_core.errors import WrongLoop
 from kavach_core.portal import Job, Keeper, Lease, Mirror, Portal
+
+_SIGNAL_SECONDS: Final = 0.5
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +41,8 @@ class Caller:
     def __init__(self, portal: Portal) -> None:
         self._portal = portal
         self._asked: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        # A signal that comes just before the wait for a lock does not end that wait; other threads get none.
+        self._patience = _SIGNAL_SECONDS if threading.current_thread() is threading.main_thread() else None
 
     def wake(self) -> None:
         """Let ``serve`` return."""
@@ -49,10 +54,17 @@ class Caller:
         Raises:
             BaseException: what is no ``Exception`` out of a function that was called; KeyboardInterrupt at any time.
         """
-        while (question := self._asked.get()) is not None:
+        while (question := self._next()) is not None:
             if answer and not question.dropped:
                 question.answer()
                 self._portal.soon(question.answered.set)
+
+    def _next(self) -> _Question | None:
+        while True:
+            try:
+                return self._asked.get(timeout=self._patience)
+            except queue.Empty:
+                continue
 
     def asking(self, function: Callable[[bytes], object]) -> Callable[[bytes], Awaitable[None]]:
         """Make an async function for the loop that has this thread call ``function``, and waits for it."""

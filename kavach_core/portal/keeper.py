@@ -67,8 +67,12 @@ class Keeper(Generic[T]):
         finally:
             if error is not None:
                 error.__traceback__ = trace  # without the way through this task
-        if self._failure is not None and self._failure is not error:
-            raise self._failure
+        failure, self._failure, self._error = self._failure, None, None  # as in ``Job.result``
+        try:
+            if failure is not None and failure is not error:
+                raise failure
+        finally:
+            del failure
 
     def release(self) -> None:
         """Leave without anybody waiting for it."""

@@ -263,17 +263,18 @@ class Job(Generic[T]):
         self._portal.soon(self._scope.cancel)
 
     def result(self) -> T:
-        """Return the value, or raise what the work raised: the very same object.
+        """Return the value, or raise what the work raised: the very same object. Called once.
 
         Raises:
             WrongLoop: when the loop has ended before it.
         """
+        failure, self.failure = self.failure, None  # what is raised holds the frames that hold this job
         try:
-            if self.failure is not None:
-                raise self.failure
+            if failure is not None:
+                raise failure
             return self._values[0]
         finally:
-            del self  # what is raised holds this frame, and the job holds what is raised
+            del failure
 
     def begin(self, nursery: trio.Nursery) -> None:
         """Start it, in the loop. Nothing happens when it has begun."""

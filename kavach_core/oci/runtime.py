@@ -158,6 +158,7 @@ class OciBox:
             OSError: when the host does not allow it.
         """
         self._launch.has_booted()
+        self._counters.read()  # the files are there by now, and can be read as long as they are kept open
         self._booted = True
 
     async def end(self) -> None:

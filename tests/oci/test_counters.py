@@ -1,4 +1,4 @@
-"""What a box met of its limits is told by the kernel's counters, also after its end, and nothing else is taken for it."""
+"""What a box met of its limits is told by counters of the kernel, also after its end, and by nothing else."""
 
 from __future__ import annotations
 

@@ -16,9 +16,11 @@ from kavach_core.portal import Portal
 
 _STOP_SECONDS: Final = 5.0
 _CALLBACKS: Final = ("on_stdout", "on_stderr")
+_ITERABLES: Final = ("input", "tty_sizes")
 _END: Final = object()
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Asker:
@@ -49,9 +51,14 @@ class Asker:
         for name in _CALLBACKS:
             if given.get(name) is not None:
                 given[name] = self._asking(given[name])
-        if isinstance(given.get("input"), AsyncIterable):
-            given["input"] = self._pieces(given["input"])
+        for name in _ITERABLES:
+            if name in given:
+                given[name] = self.as_trio(given[name])
         return given
+
+    def as_trio(self, data: T) -> T | AsyncIterator[Any]:
+        """Return what gives its pieces one by one as something for the loop to iterate over, and all else as it is."""
+        return self._pieces(data) if isinstance(data, AsyncIterable) else data
 
     def _asking(self, function: Callable[[bytes], Awaitable[object]]) -> Callable[[bytes], Awaitable[None]]:
         async def ask(data: bytes) -> None:

@@ -11,9 +11,11 @@ import trio
 from kavach_core import commands, single
 from kavach_core.blocking.calls import Caller
 from kavach_core.errors import ConfigError, FieldProblem
+from kavach_core.types import TerminalSize
 
 _END: Final = object()
 _CALLBACKS: Final = ("on_stdout", "on_stderr")
+_ITERABLES: Final = ("input", "tty_sizes")
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ class ExecOptions(commands.CommandOptions, total=False):
         on_stdout: called with each piece of standard output as it comes, in the thread of the caller; the
             command waits.
         on_stderr: likewise for standard error.
+        tty_sizes: new sizes of its terminal, as they come; iterated as ``input`` is.
     """
 
     input: bytes | str | Iterable[bytes] | None
@@ -41,6 +44,7 @@ class ExecOptions(commands.CommandOptions, total=False):
     output_limit: int | None
     on_stdout: Callable[[bytes], object] | None
     on_stderr: Callable[[bytes], object] | None
+    tty_sizes: Iterable[TerminalSize] | None
 
 
 class RunOptions(single.BoxFields, ExecOptions, total=False):
@@ -55,25 +59,30 @@ def for_core(options: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         caller: the thread that calls back.
 
     Raises:
-        ConfigError: when the input can only be read by async code.
+        ConfigError: when only async code can iterate over what the caller gave.
     """
     given = dict(options)
     for name in _CALLBACKS:
         if given.get(name) is not None:
             given[name] = caller.asking(given[name])
-    if "input" in given:
-        given["input"] = as_async_input(given["input"])
+    for name in _ITERABLES:
+        if name in given:
+            given[name] = as_async(name, given[name])
     return given
 
 
-def as_async_input(data: object) -> object:
-    """Return what gives bytes piece by piece as an async iterable, and all else as it is: the core judges it.
+def as_async(name: str, data: object) -> Any:  # noqa: ANN401 - the core judges it
+    """Return what gives its pieces one by one as an async iterable, and all else as it is.
+
+    Args:
+        name: of the argument, for errors.
+        data: what the caller gave.
 
     Raises:
-        ConfigError: when it can only be read by async code.
+        ConfigError: when only async code can iterate over it.
     """
     if isinstance(data, AsyncIterable):
-        raise ConfigError([FieldProblem("input", "gives its bytes to async code only", "kavach_core.aio takes it")])
+        raise ConfigError([FieldProblem(name, "only async code can iterate over it", "kavach_core.aio takes it")])
     if isinstance(data, Iterable) and not isinstance(data, (bytes, str, bytearray, memoryview)):
         return _pieces(data)
     return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from kavach_core import process, sandbox
 from kavach_core.blocking.calls import Caller, call, plain
@@ -12,9 +12,23 @@ from kavach_core.commands import CommandOptions
 from kavach_core.portal import SandboxView
 from kavach_core.types import ExecResult
 
+if TYPE_CHECKING:
+    from kavach_core.blocking.files import SandboxFiles
+
 
 class Sandbox(SandboxView):
     """A live box: commands go in, results come out. Made by ``open_sandbox``; usable by several threads at once."""
+
+    @property
+    def files(self) -> SandboxFiles:
+        """The files of the box.
+
+        Raises:
+            UnsupportedPolicy: when the backend cannot work on files.
+        """
+        from kavach_core.blocking.files import SandboxFiles  # noqa: PLC0415 - who needs no files need not wait for them
+
+        return SandboxFiles(self._portal, self._core.files)
 
     def exec(self, *argv: str, check: bool = False, **options: Unpack[ExecOptions]) -> ExecResult:
         """Run a command to its end and return what it did.

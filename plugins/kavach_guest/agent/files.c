@@ -97,6 +97,7 @@ static void op_read(char **a) {
 static void op_write(char **a) {
     const struct walk walk = {.root = a[3], .fd = -1};
     struct target target;
+    wire_wait();
     if (flag(a[2]))
         make_parents(a[3]);
     target_open(&target, &walk, mode(a[0]), flag(a[1]));
@@ -144,6 +145,7 @@ static void op_pack(char **a) {
 
 /* PARENTS PATH */
 static void op_unpack(char **a) {
+    wire_wait();
     if (flag(a[0]))
         make_parents(a[1]);
     tree_unpack(a[1]);

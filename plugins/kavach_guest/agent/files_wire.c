@@ -200,6 +200,11 @@ static bool length_ok(uint32_t type, uint32_t length) {
     }
 }
 
+void wire_wait(void) {
+    if (in_head == in_tail)
+        fill();
+}
+
 void wire_next(struct record *record) {
     const unsigned char *p = take(RECORD_HEADER);
     uint32_t length = get_u32(p), type = get_u32(p + 4);

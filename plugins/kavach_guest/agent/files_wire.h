@@ -77,7 +77,11 @@ struct entry {
     char target[PATH_MAX];
 };
 
-/* Reads a header. Where the input ends before DONE, this and the next two clean up and end. */
+/* Waits until something has come. Nothing may be made before: a host that gives up right after the start
+   kills, and nobody would clean up. */
+void wire_wait(void);
+
+/* Reads a header. Where the input ends before DONE, all these clean up and end. */
 void wire_next(struct record *record);
 
 /* Reads the payload of an ENTRY. A root has no name; any other has one that is safe to use. */

@@ -30,6 +30,7 @@ from kavach_core.errors import (
     StartFailed,
     UnknownPlugin,
     UnsupportedPolicy,
+    WrongLoop,
 )
 from kavach_core.types import ExecResult, Outcome
 
@@ -56,6 +57,7 @@ CODES = {
     LimitExceeded: "limit_exceeded",
     ExecTimeout: "timeout",
     StartFailed: "start_failed",
+    WrongLoop: "wrong_loop",
 }
 
 PARENTS = {

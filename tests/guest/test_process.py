@@ -98,7 +98,8 @@ async def test_credit_is_granted_as_output_is_read() -> None:
                 frame = await agent.hear()
                 assert (frame.type, frame.stream, frame.channel) == (0x05, 1, 1)
                 granted += struct.unpack("<I", frame.payload)[0]
-        assert granted == 128 * KIB  # in halves of the window, and the last is due only when more is asked for
+        # Half of the window was read when more was asked for; a stream that is read gets a window twice as large.
+        assert granted == 128 * KIB + 256 * KIB
 
 
 async def test_output_of_any_length_passes_with_credit() -> None:
@@ -113,7 +114,7 @@ async def test_output_of_any_length_passes_with_credit() -> None:
                     frame = await agent.hear_until(0x05)
                     assert frame.stream == 1
                     credit += struct.unpack("<I", frame.payload)[0]
-                    assert credit <= 256 * KIB
+                    assert credit <= KIB * KIB
                 await agent.say(data(bytes(64 * KIB)))
                 credit, left = credit - 64 * KIB, left - 64 * KIB
             await agent.say(exited(), eofs(), end())
@@ -124,6 +125,29 @@ async def test_output_of_any_length_passes_with_credit() -> None:
             while chunk := await process.stdout.receive_some():
                 read += len(chunk)
             assert read == total
+
+
+async def test_a_stream_that_was_read_and_is_not_any_more_holds_a_megabyte_at_most() -> None:
+    async with running() as (process, agent, _):
+        credit = 256 * KIB
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                nonlocal credit
+                while True:
+                    await agent.say(data(bytes(64 * KIB)))
+                    credit -= 64 * KIB
+                    while credit < 64 * KIB:
+                        credit += struct.unpack("<I", (await agent.hear_until(0x05)).payload)[0]
+
+            nursery.start_soon(write)
+            for _ in range(100):
+                await process.stdout.receive_some()
+            with trio.move_on_after(0.2):
+                await process._channel.wait_for(lambda: False)
+            held = sum(map(len, process._command.outputs[1].chunks))
+            assert 512 * KIB < held <= KIB * KIB
+            nursery.cancel_scope.cancel()
 
 
 async def test_output_that_nobody_reads_is_bounded() -> None:

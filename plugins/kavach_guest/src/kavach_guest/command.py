@@ -6,6 +6,8 @@ from collections import deque
 
 from kavach_guest import protocol
 
+_LARGEST_WINDOW = 1_048_576
+
 
 class Inbound:
     """One output stream of a command: what has come and has not been taken, and what more the agent may send."""
@@ -14,6 +16,7 @@ class Inbound:
         self.chunks: deque[bytes] = deque()
         self.ended = False
         self._credit = protocol.INITIAL_CREDIT
+        self._window = protocol.INITIAL_CREDIT
         self._owed = 0
 
     def add(self, data: bytes) -> None:
@@ -37,10 +40,16 @@ class Inbound:
         return chunk
 
     def due(self) -> int:
-        """Return the credit to grant now for what was taken, in few large grants, and count it as granted."""
-        if self.ended or self._owed < protocol.INITIAL_CREDIT // 2:
+        """Return the credit to grant now for what was taken, in few large grants, and count it as granted.
+
+        A stream that is read as it comes gets a larger window, so that it is granted, and stopped, less often. What is
+        not read holds no more than the window it has come to.
+        """
+        if self.ended or self._owed < self._window // 2:
             return 0
-        grant, self._owed = self._owed, 0
+        larger = min(self._window * 2, _LARGEST_WINDOW)
+        grant = self._owed + larger - self._window
+        self._owed, self._window = 0, larger
         self._credit += grant
         return grant
 

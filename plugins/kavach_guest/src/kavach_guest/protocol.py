@@ -168,7 +168,7 @@ class FrameParser:
     """Splits what the agent sends into frames."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take ``data`` and yield every frame that it completes.
@@ -176,20 +176,21 @@ class FrameParser:
         Raises:
             ProtocolViolation: at the first frame that breaks a rule; the parser must not be used after that.
         """
-        self._buffer += data
+        # Reads mostly end with a whole frame, so that payloads are copied once.
+        whole = self._buffer + data if self._buffer else data
         offset = 0
         try:
-            while len(self._buffer) - offset >= _HEADER.size:
-                length, type_, stream, reserved, channel = _HEADER.unpack_from(self._buffer, offset)
+            while len(whole) - offset >= _HEADER.size:
+                length, type_, stream, reserved, channel = _HEADER.unpack_from(whole, offset)
                 _check_header(length, type_, stream, reserved, channel)
                 end = offset + _HEADER.size + length
-                if end > len(self._buffer):
+                if end > len(whole):
                     break
-                payload = bytes(memoryview(self._buffer)[offset + _HEADER.size : end])
+                payload = whole[offset + _HEADER.size : end]
                 offset = end
                 yield Frame(type_, stream, channel, payload)
         finally:
-            del self._buffer[:offset]
+            self._buffer = whole[offset:]
 
     @property
     def idle(self) -> bool:

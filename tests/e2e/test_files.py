@@ -1,4 +1,4 @@
-"""``sandbox.files`` in real boxes: exact contents, errors of the kernel, the user's permissions, links that stay inside."""
+"""``sandbox.files`` in real boxes: exact contents, errors of the kernel, the user's permissions, links that stay in."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ async def test_the_sandbox_s_user_is_the_default(backend: str) -> None:
 
 
 async def test_links_lead_nowhere_but_into_the_box(backend: str, tmp_path: Path) -> None:
-    """What the guest plants is resolved in the box: the host's file of that name is not reached, to read or to write."""
+    """What the guest plants is resolved in the box: the host's file of that name is reached by no call."""
     secret = tmp_path / "secret"
     secret.write_text("of the host")
     async with box(backend) as sandbox:
@@ -331,8 +331,14 @@ async def test_links_lead_nowhere_but_into_the_box(backend: str, tmp_path: Path)
                 await files.write(name, "changed")
             assert not await files.exists(name)
         for path in ("/proc/1/root/etc/shadow", "/proc/self/root/etc/shadow", "/proc/1/exe", "/proc/1/environ"):
-            with pytest.raises(OSError, match=r"No such file|Permission|Not permitted|not permitted|neither"):
-                await files.read(path)
+            by_command = await sandbox.exec("cat", path)
+            try:
+                by_tool = await files.read(path)
+            except OSError:
+                assert not by_command.ok
+            else:
+                assert (by_command.ok, by_command.stdout_bytes) == (True, by_tool)
+                assert "shadow" not in path
     assert secret.read_text() == "of the host"
 
 
@@ -463,11 +469,11 @@ async def test_a_root_without_any_program(backend: str, open_path: Path, tmp_pat
         assert [entry.name for entry in await files.list("/tmp")] == ["d", "x"]
         await files.upload(upload, "/tmp/tree")
         await files.download("/tmp/tree", tmp_path / "down")
-        assert (tmp_path / "down" / "file").read_text() == "up and down"  # noqa: ASYNC240 - small
+        assert (tmp_path / "down" / "file").read_text() == "up and down"
         await files.remove("/tmp/tree", recursive=True)
         with pytest.raises(OSError, match="Read-only"):
             await files.write("/x", "")
-    assert not list(open_path.iterdir())
+    assert not list(open_path.iterdir())  # noqa: ASYNC240 - as above
 
 
 async def test_many_calls_at_once(backend: str) -> None:

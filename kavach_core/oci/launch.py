@@ -13,6 +13,7 @@ import time
 from kavach_core.oci.cgroup_tree import CgroupTree
 from kavach_core.oci.idrange import IdRange
 from kavach_core.reaper.files import remove_path
+from kavach_core.reaper.groups import kill, open_member
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
 if TYPE_CHECKING:
@@ -155,24 +156,26 @@ class Launch:
         mapping = [{"containerID": 0, "hostID": self._ids.first, "size": self._ids.size}]
         own = {"uidMappings": mapping, "gidMappings": mapping, "cgroupsPath": self.cgroup.path_for_runtime}
         spec = {**self.plan.spec, "linux": {**self.plan.spec["linux"], **own}}
+        text = json.dumps(spec, separators=(",", ":"))  # json.dump would write it word by word
         with open(f"{self.bundle}/config.json", "x", encoding="utf-8") as file:
-            json.dump(spec, file, separators=(",", ":"))
+            file.write(text)
 
-    def kill(self) -> None:
-        """Kill process 1 of the box, and with it all others; the runtime then cleans up after itself."""
-        pid = self.first_process()
-        if pid is None:
-            self.cgroup.kill()  # crun writes the file only after it has started the box
-        else:
-            self.cgroup.kill_member(pid)
+    def kill(self) -> int | None:
+        """Kill process 1 of the box, and with it all others; the runtime then cleans up after itself.
 
-    def first_process(self) -> int | None:
-        """Return the host's id of process 1 of the box, as its runtime has it; None when that is not known."""
+        Returns:
+            A pidfd of process 1, which the caller closes; None when that is not known.
+        """
         try:
             with open(f"{self.bundle}/pid", encoding="ascii") as file:
-                return int(file.read())
+                pid = int(file.read())
         except (OSError, ValueError):
+            self.cgroup.kill()  # crun writes the file only after it has started the box
             return None
+        handle = open_member(pid, self.cgroup.name)
+        if handle is not None:
+            kill(handle)
+        return handle
 
     def _state_left(self) -> list[str]:
         """Return what the runtime keeps of the box; once it has ended, what it has left."""

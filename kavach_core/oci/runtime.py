@@ -84,6 +84,7 @@ class OciBox:
         self._ended = trio.Event()
         self._ending = False
         self._booted = False
+        self._paused = False
         self._last_usage: Usage | None = None
         self._counters = Counters(layout, launch.cgroup.name)
         self._freezer = Freezer(layout, launch.cgroup.name)
@@ -129,6 +130,7 @@ class OciBox:
     def _freeze(self) -> bool:
         if self._ending or not self._launch.cgroup.pids():
             raise SandboxGone("the box has ended", sandbox_id=self._launch.box_id, stage="pause")
+        self._paused = True
         try:
             return self._freezer.freeze()
         except OSError as error:
@@ -138,17 +140,21 @@ class OciBox:
     async def resume(self) -> None:
         """Let a paused box go on; nothing happens when it is not paused, or has ended."""
         await trio.lowlevel.checkpoint()
-        self._thaw()
+        if not self._ending:
+            self._thaw()
 
     def _thaw(self) -> None:
-        if not self._ending:
+        if self._paused:
             with contextlib.suppress(OSError):  # its group has gone, and everything in it
                 self._freezer.thaw()
+                self._paused = False
 
     def kill(self) -> None:
         """Kill the box at once, for somebody who cannot wait; ``end`` has to follow."""
         if not self._ending:
-            self._launch.kill()
+            first = self._launch.kill()
+            if first is not None:
+                os.close(first)
             self._thaw()
 
     def has_booted(self) -> None:
@@ -185,39 +191,29 @@ class OciBox:
 
     async def _end(self) -> None:
         self._counters.read()
-        self._launch.kill()
-        with contextlib.suppress(OSError):  # who is frozen takes the signal when he thaws, and runs nothing before it
-            self._freezer.thaw()
-        if not self._booted:
-            await finish(self._remove)
-        elif await self._is_dead():
+        first = self._launch.kill()
+        self._thaw()  # who is frozen takes the signal when he thaws, and runs nothing before it
+        try:
+            dead = self._booted and await self._is_dead(first)
+        finally:
+            if first is not None:
+                os.close(first)
+        if dead:
             self._keep_counters()
             await finish_later(self._remove)
         else:
             await finish(self._remove)
 
-    async def _is_dead(self) -> bool:
+    async def _is_dead(self, first: int | None) -> bool:
         """Wait until no process of the box is alive, for as long as its own end should take."""
         with trio.move_on_after(_GRACE_SECONDS):
-            await self._first_has_ended()
+            if first is not None:
+                await trio.lowlevel.wait_readable(first)
             while self._launch.cgroup.pids():
                 self._launch.cgroup.kill()
                 await trio.sleep(_POLL_SECONDS)
             return True
         return False
-
-    async def _first_has_ended(self) -> None:
-        pid = self._launch.first_process()
-        if pid is None or pid not in self._launch.cgroup.pids():
-            return
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            await trio.lowlevel.wait_readable(handle)
-        finally:
-            os.close(handle)
 
     def _keep_counters(self) -> None:
         if self._last_usage is None:
@@ -257,7 +253,8 @@ class OciBox:
         """Remove what is there; the kernel may take a moment to let go of processes that have just died."""
         deadline = trio.current_time() + END_DEADLINE_SECONDS
         while True:
-            left = self._launch.remove()
+            # In a thread: each directory may wait for the kernel, and the loop has others to serve.
+            left = await trio.to_thread.run_sync(self._launch.remove)
             if not left or trio.current_time() >= deadline:
                 return left
             self._launch.cgroup.kill()

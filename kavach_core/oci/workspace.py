@@ -45,7 +45,7 @@ def base_directory() -> Path:
     """
     refusals = []
     for parent in _usable_parents():
-        path = parent / "kavach"
+        path = parent / _name()
         try:
             path.mkdir(mode=_MODE, exist_ok=True)
         except OSError as error:
@@ -61,17 +61,29 @@ def base_directory() -> Path:
     )
 
 
+def _name() -> str:
+    """One name for each user: in a directory that all may write to, the first of them must not take it from root."""
+    return f"kavach-{os.geteuid()}" if os.geteuid() else "kavach"
+
+
 def existing_bases() -> list[Path]:
     """Return the directories that instances of this user may have been made in, those that are there."""
-    bases = [parent / "kavach" for parent in _CANDIDATES]
+    bases = [parent / _name() for parent in _CANDIDATES]
     return [base for base in bases if base.is_dir() and not base.is_symlink() and _is_ours(base)]
 
 
 def _usable_parents() -> Iterator[Path]:
-    for parent in _CANDIDATES:
+    # In memory first: a bundle and a ledger on a disk cost more than the box, and outlive it for nothing.
+    for parent in sorted(_CANDIDATES, key=lambda parent: not _is_in_memory(parent)):
         # The agent is started from below this directory, so noexec rules a file system out.
         if parent.is_dir() and not os.statvfs(parent).f_flag & (os.ST_NOEXEC | os.ST_RDONLY):
             yield parent
+
+
+def _is_in_memory(path: Path) -> bool:
+    fields = [line.split() for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines()]
+    kinds = {point: kind for _, point, kind, *_ in fields}
+    return next((kinds[str(parent)] for parent in (path, *path.parents) if str(parent) in kinds), "") == "tmpfs"
 
 
 def _is_ours(path: Path) -> bool:

@@ -24,19 +24,39 @@ def members(directory: str) -> list[int]:
 
 
 def kill_member(pid: int, name: str) -> None:
-    """Kill ``pid`` if it is in the group ``name`` or below it: the number alone may have gone to another process."""
+    """Kill ``pid`` if it is in the group ``name`` or below it."""
+    handle = open_member(pid, name)
+    if handle is None:
+        return
+    kill(handle)
+    os.close(handle)
+
+
+def kill(handle: int) -> None:
+    """Send SIGKILL to the process of a pidfd; that it has ended meanwhile is what was wanted."""
     try:
-        handle = os.pidfd_open(pid)
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def open_member(pid: int, name: str) -> int | None:
+    """Return a pidfd of ``pid`` if it is in the group ``name`` or below it; the caller closes it.
+
+    The number alone may have gone to another process.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        return None
     try:
         with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as membership:
-            if any(f"{line}/".find(f"/{name}/") >= 0 for line in membership.read().splitlines()):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            if any(f"/{name}/" in f"{line}/" for line in membership.read().splitlines()):
+                return handle
     except (FileNotFoundError, ProcessLookupError):
-        return  # it ended meanwhile, which is what was wanted
-    finally:
-        os.close(handle)
+        pass  # it ended meanwhile
+    os.close(handle)
+    return None
 
 
 def end_group(roots: Sequence[str], name: str) -> list[str]:

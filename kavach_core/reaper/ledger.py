@@ -1,8 +1,8 @@
 """What one process has made on this host, written down before it is made: so whoever comes after knows what to remove.
 
 A line of JSON each: the owner first, then a line for each box before anything of it is there, and one when it is known
-to be gone. A line is written at once and synced; one that was cut off by a crash says nothing, and what it
-was to announce has not been made.
+to be gone. A line is written at once, and an announcement is synced; one that was cut off by a crash says nothing, and
+what it was to announce has not been made.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ledger:
         with self._lock:
             if self._boxes.pop(box_id, None) is None:
                 return
-            _append(self._file, [{"gone": box_id}])
+            _append(self._file, [{"gone": box_id}], sync=False)  # lost, it is found to be gone once more
             self._gone += 1
             if self._gone > _MOST_GONE:
                 self._rewrite()
@@ -111,11 +111,12 @@ def _create(path: str, records: list[Record]) -> int:
     return file
 
 
-def _append(file: int, records: list[Record]) -> None:
+def _append(file: int, records: list[Record], *, sync: bool = True) -> None:
     text = "".join(f"{json.dumps(record, separators=(',', ':'))}\n" for record in records).encode()
     if os.write(file, text) != len(text):
         raise OSError(28, "the ledger cannot be written")  # ENOSPC: nothing else cuts a write to a file
-    os.fsync(file)
+    if sync:
+        os.fsync(file)
 
 
 def read(directory: str) -> tuple[Record, dict[str, Record]]:

@@ -187,7 +187,9 @@ class Box:
     def _end_process(self, launch: Launch) -> None:
         if not self._pid:
             return
-        launch.kill()
+        first = launch.kill()
+        if first is not None:
+            os.close(first)
         os.close(self._send_fd)
         os.close(self.receive_fd)
         if not _wait(self._pidfd, _GRACE_SECONDS):

@@ -342,6 +342,20 @@ async def test_links_lead_nowhere_but_into_the_box(backend: str, tmp_path: Path)
     assert secret.read_text() == "of the host"
 
 
+async def test_a_link_is_no_way_out_of_what_is_removed(backend: str) -> None:
+    """Root may not remove the link from the guest's directory, and must not remove what it leads to instead."""
+    async with box(backend) as sandbox:
+        files = sandbox.files
+        await files.write("/tmp/precious/file", "x", user="root", create_parents=True)
+        await sandbox.shell("mkdir /tmp/bait; ln -s /tmp/precious /tmp/bait/link")
+        with pytest.raises(PermissionError) as caught:
+            await files.remove("/tmp/bait", recursive=True, user="root")
+        assert caught.value.filename == "/tmp/bait/link"
+        assert await files.exists("/tmp/precious/file")
+        await files.remove("/tmp/bait", recursive=True)
+        assert await files.exists("/tmp/precious/file")
+
+
 async def test_descriptors_of_the_tool_are_no_way_in(backend: str) -> None:
     async with box(backend) as sandbox:
         for name in ("0", "1", "2"):

@@ -9,10 +9,7 @@
 #include "files_walk.h"
 #include "files_wire.h"
 
-enum {
-    BUILDING = 0700, /* a directory's mode until all is in it */
-    DIRECTORY_FLAGS = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
-};
+enum { BUILDING = 0700 }; /* a directory's mode until all is in it */
 
 /* A tree that did not exist is made under a hidden name, which a failure removes with all in it. */
 static struct place place;
@@ -83,7 +80,7 @@ static void add_directory(struct walk *walk, const struct entry *entry) {
             walk_fail_errno(walk, entry->name);
         mode = NO_MODE;
     }
-    int fd = openat(walk->fd, entry->name, DIRECTORY_FLAGS | O_NOFOLLOW);
+    int fd = directory_open(walk->fd, entry->name);
     if (fd < 0)
         walk_fail_errno(walk, entry->name);
     walk_enter(walk, fd, entry->name, mode);
@@ -113,11 +110,11 @@ static int make_hidden_root(const struct walk *walk) {
     if (mkdirat(place.directory, hidden, BUILDING) != 0)
         walk_fail_errno(walk, "");
     wire_on_failure(remove_hidden_tree);
-    return openat(place.directory, hidden, DIRECTORY_FLAGS | O_NOFOLLOW);
+    return directory_open(place.directory, hidden);
 }
 
 static void unpack_directory(struct walk *walk, mode_t mode) {
-    int fd = open(walk->root, DIRECTORY_FLAGS);
+    int fd = open(walk->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT)
         fd = make_hidden_root(walk);
     if (fd < 0)

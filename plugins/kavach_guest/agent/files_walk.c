@@ -52,6 +52,23 @@ _Noreturn void walk_fail_errno(const struct walk *walk, const char *name) {
     walk_fail(walk, name, (uint32_t)errno);
 }
 
+/* Not by O_DIRECTORY, with which gVisor follows links in spite of O_NOFOLLOW. So it may be something
+   else that is opened: looked at before, and without waiting. */
+int directory_open(int parent, const char *name) {
+    struct stat about;
+    if (fstatat(parent, name, &about, AT_SYMLINK_NOFOLLOW) != 0)
+        return -1;
+    errno = ENOTDIR;
+    if (!S_ISDIR(about.st_mode))
+        return -1;
+    int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0 || (fstat(fd, &about) == 0 && S_ISDIR(about.st_mode)))
+        return fd;
+    close(fd);
+    errno = ENOTDIR;
+    return -1;
+}
+
 void walk_enter(struct walk *walk, int fd, const char *name, mode_t mode) {
     struct stat about;
     struct level *level = calloc(1, sizeof *level);
@@ -144,7 +161,7 @@ static bool unlink_or_enter(struct walk *walk, const char *name, bool force) {
     if (unlinkat(walk->fd, name, 0) == 0 || errno == ENOENT)
         return false;
     int refusal = errno;
-    int fd = openat(walk->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = directory_open(walk->fd, name);
     if (fd < 0)
         walk_fail(walk, name, (uint32_t)(errno == ENOTDIR || errno == ELOOP ? refusal : errno));
     if (force)
@@ -156,7 +173,7 @@ static bool unlink_or_enter(struct walk *walk, const char *name, bool force) {
 
 void tree_remove(int directory, const char *name, const char *path, bool force) {
     struct walk walk = {.root = path, .fd = -1};
-    int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = directory_open(directory, name);
     if (fd < 0)
         walk_fail_errno(&walk, "");
     if (force)

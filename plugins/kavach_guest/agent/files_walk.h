@@ -18,6 +18,9 @@ struct walk {
     unsigned depth;
 };
 
+/* Opens a directory that is no link to one; -1 and errno where it is none. */
+int directory_open(int parent, const char *name);
+
 /* Goes into the directory `fd`, which is closed later. `mode` is given to it when it is left, unless it
    is NO_MODE. All three fail (ENOMEM, ESTALE when it was moved meanwhile, what the kernel says) by
    wire_fail. */

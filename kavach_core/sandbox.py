@@ -16,6 +16,7 @@ from kavach_core.abc import Backend, GuestStartError, Planner, QuickPlan, Sandbo
 from kavach_core.commands import CommandOptions, ExecOptions, build_command, build_request
 from kavach_core.concurrency import Registry
 from kavach_core.config import NOBODY, SandboxConfig
+from kavach_core.control.registry import register, unregister
 from kavach_core.errors import ConfigError, FieldProblem, InvalidTransition, StartFailed, UnsupportedPolicy
 from kavach_core.execution import Command, Run, run_command
 from kavach_core.lifecycle import State, require_running, transition
@@ -86,7 +87,9 @@ async def create_sandbox(config: SandboxConfig | None = None, /, **fields: Unpac
         backend = await choose_backend(resolved.backend)
         require_capabilities(backend, spec)
         session = await backend.open(spec)
-        return Sandbox(config=resolved, spec=spec, backend=backend, session=session, root=stack.pop_all())
+        sandbox = Sandbox(config=resolved, spec=spec, backend=backend, session=session, root=stack.pop_all())
+        register(sandbox)
+        return sandbox
 
 
 def merge_fields(config: SandboxConfig | None, fields: SandboxFields) -> SandboxConfig:
@@ -316,6 +319,7 @@ class Sandbox:
         if self._state is State.DESTROYED:
             return
         self._state = transition(self._state, State.DESTROYED, sandbox_id=self.id)
+        unregister(self)
         async with self._root:
             await self._session.aclose()
 

@@ -105,6 +105,7 @@ def _dispatch(command: str) -> Command:
         "doctor": ("doctor", "show_doctor"),
         "gc": ("gc", "collect_garbage"),
         "ps": ("ps", "show_boxes"),
+        "cp": ("cp", "copy_files"),
     }[command]
     found: Command = getattr(importlib.import_module(f"kavach_core.cli.{module}"), name)
     return found

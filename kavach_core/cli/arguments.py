@@ -61,7 +61,23 @@ def _build() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON")
         if name == "gc":
             command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    _add_cp(commands)
     return parser
+
+
+def _add_cp(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = "copy files between the host and a live sandbox"
+    cp = commands.add_parser(
+        "cp",
+        help=text,
+        description=f"{text}. One side is ID:PATH, with an ID that kavach ps shows, or at least 4 digits of it.",
+        usage="kavach cp [OPTIONS] SOURCE [SOURCE ...] TARGET",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    cp.add_argument("--user", metavar="UID[:GID]", help="who reads or writes in the sandbox (default: its user)")
+    cp.add_argument("--json", action="store_true", help="print what was copied as JSON")
+    cp.add_argument("paths", nargs="+", metavar="PATH", help="what to copy, then where to")
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:

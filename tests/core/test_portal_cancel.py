@@ -32,6 +32,16 @@ def test_an_interrupt_cancels_and_waits_for_the_clean_up() -> None:
         assert cleaning.cleaned
 
 
+def test_without_waiting_the_clean_up_would_still_be_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The breach that the wait closes."""
+    monkeypatch.setattr(blocking_calls, "_give_up", lambda *_: None)
+    cleaning = Cleaning()
+    with blocking_calls.lease() as portal, interrupted_when(cleaning.begun):
+        with pytest.raises(KeyboardInterrupt):
+            blocking_calls.call(portal, cleaning.work)
+        assert not cleaning.cleaned
+
+
 def test_a_second_interrupt_does_not_cut_the_clean_up_short() -> None:
     cleaning = Cleaning(while_cleaning=interrupt_main)
     with blocking_calls.lease() as portal, interrupted_when(cleaning.begun):

@@ -128,6 +128,8 @@ static void open_channel(struct channel *channel, uint32_t id, const struct requ
     };
     channels_active[channels_active_count++] = channel;
     out_u32(GUEST_STARTED, id, (uint32_t)s->pid);
+    if (s->input >= 0)
+        out_hurry(); /* a command that waits for its input does not end soon */
 }
 
 const char *channel_start(uint32_t id, unsigned char *payload, uint32_t length) {

@@ -34,6 +34,10 @@ bool out_is_urgent(void) {
     return urgent;
 }
 
+void out_hurry(void) {
+    urgent = true;
+}
+
 bool out_has_control_room(void) {
     return CAPACITY - out_pending() >= CONTROL_ROOM;
 }

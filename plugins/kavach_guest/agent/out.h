@@ -9,8 +9,10 @@
 /* Bytes not yet written. */
 size_t out_pending(void);
 
-/* Whether anything but STARTED waits: the host has nothing to do about that one. */
+/* Whether anything but STARTED waits: the host has nothing to do about that one, unless it is said
+   that it has. */
 bool out_is_urgent(void);
+void out_hurry(void);
 
 /* Whether a few more control frames fit. Every control frame is emitted after asking. */
 bool out_has_control_room(void);

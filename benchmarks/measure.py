@@ -14,9 +14,13 @@ Case = Callable[[], Awaitable[None]]
 
 @define
 class Measurements:
-    """Milliseconds of each case, in the order in which the cases were declared."""
+    """Milliseconds of each case, unless its name says another unit, in the order in which the cases were declared."""
 
     samples: dict[str, list[float]] = field(factory=dict)
+
+    def add(self, name: str, value: float) -> None:
+        """Take one sample."""
+        self.samples.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:
         """Return the median of a case, in milliseconds."""
@@ -31,8 +35,8 @@ class Measurements:
         values = sorted(self.samples[name])
         return {
             "case": name,
-            "median_ms": round(statistics.median(values), 3),
-            "p90_ms": round(values[int(len(values) * 0.9) - 1], 3),
+            "median": round(statistics.median(values), 3),
+            "p90": round(values[int(len(values) * 0.9) - 1], 3),
             "rounds": len(values),
         }
 
@@ -45,4 +49,4 @@ async def interleave(cases: Sequence[tuple[str, Case]], *, rounds: int, into: Me
             await case()
             elapsed = (time.perf_counter() - started) * 1000
             if number:
-                into.samples.setdefault(name, []).append(elapsed)
+                into.add(name, elapsed)

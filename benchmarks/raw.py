@@ -19,7 +19,7 @@ from kavach_gvisor.backend import _runtime as gvisor_runtime
 from kavach_core.abc import HostToolchain, SandboxSpec
 from kavach_core.oci.launch import Launch
 from kavach_core.oci.runtime import OciRuntime
-from kavach_core.oci.workspace import workspace
+from kavach_core.oci.workspace import open_workspace, workspace
 from kavach_core.policy import PRESETS
 
 
@@ -58,12 +58,18 @@ class RawBox:
 
     def _head(self, bundle: Path) -> list[str]:
         arguments = [argument.replace("{bundle}", str(bundle)) for argument in self.runtime.global_arguments]
-        return [str(self.runtime.program), "--root", str(workspace().path / "state/raw"), *arguments]
+        return [str(self.runtime.program), "--root", str(_own_directory() / "state/raw"), *arguments]
 
     def _write(self, bundle: Path, argv: Sequence[str], cgroups_path: str) -> None:
         spec = {**self.spec, "process": {**self.spec["process"], "args": list(argv)}}
         spec["linux"] = {**spec["linux"], "cgroupsPath": cgroups_path}
         (bundle / "config.json").write_text(json.dumps(spec))
+
+
+def _own_directory() -> Path:
+    own = workspace()
+    assert own is not None  # made with the first bundle
+    return own.path
 
 
 @contextlib.contextmanager
@@ -83,7 +89,9 @@ def _prepare(backend: str, stack: contextlib.ExitStack) -> RawBox | None:
     runtime = gvisor_runtime(program, "systrap") if backend == "gvisor" else OciRuntime(name=backend, program=program)
     box_id = secrets.token_hex(8)
     spec = SandboxSpec(sandbox_id=box_id, root=HostToolchain(), policy=PRESETS["basic"], cwd="/")
-    launch = Launch(plan_box(runtime, spec), box_id=box_id, instance=str(workspace().path))
+    plan = plan_box(runtime, spec)
+    own = open_workspace(watchdog=Path(plan.watchdog), roots=tuple(plan.cgroup_roots))
+    launch = Launch(plan, box_id=box_id, instance=own.instance)
     stack.callback(launch.remove)
     bundle = Path(launch.bundle)
     live_bundle = bundle.with_name(f"{box_id}-live")

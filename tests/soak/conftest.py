@@ -1,0 +1,8 @@
+"""Soak tests share what they count."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for soaking, which several modules here use

@@ -21,7 +21,7 @@ import trio
 
 from kavach_core.errors import WrongLoop
 
-_EXIT_POLL_SECONDS: Final = 0.5
+_EXIT_POLL_SECONDS: Final = 1.0
 
 T = TypeVar("T")
 

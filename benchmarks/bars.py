@@ -10,7 +10,7 @@ from measure import Measurements
 
 @frozen
 class Ratio:
-    """One case may take at most so many times as long as another; with ``at_least``, cases are rates, and more is better."""
+    """One case may take at most so many times as long as another; with ``at_least`` they are rates: more is better."""
 
     what: str
     case: str

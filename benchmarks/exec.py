@@ -31,9 +31,8 @@ def print_table(into: Measurements) -> None:
         print(f"{name:<40} {row['median']:>10.2f} {row['p90']:>10.2f}")
     print(f"\n{'bar':<60} {'is':>8}")
     for row in verdicts(into):
-        print(
-            f"{row['what']:<60} {row['is']:>8.2f} {row['kind']:>9} {row['bar']:>7.2f} {'' if row['holds'] else '<-- missed'}"
-        )
+        verdict = "" if row["holds"] else "<-- missed"
+        print(f"{row['what']:<60} {row['is']:>8.2f} {row['kind']:>9} {row['bar']:>7.2f} {verdict}")
 
 
 async def main(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from guest_frames import (
 )
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel
+from kavach_guest.listing import Listing
 
 from kavach_core.errors import GuestProtocolError, SandboxGone
 
@@ -34,6 +35,9 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
 
 # --- fuzz --------------------------------------------------------------------------------------
+
+
+PROCESS = raw(0x8B, struct.pack("<IIIIQQQB", 2, 1, 65534, 1, 5, 6, 7, ord("S")) + b"sleep", channel=0)
 
 
 def a_fair_script() -> list[bytes]:
@@ -46,6 +50,11 @@ def a_fair_script() -> list[bytes]:
         data(b"some errors", stream=2),
         raw(CREDIT, u32(1000)),
         data(b"more", channel=2),
+        PROCESS,
+        PROCESS,
+        raw(0x8C, channel=0),
+        raw(PONG, channel=0),
+        raw(0x8D, bytes(8)),
         exited(3),
         eofs(),
         end(),
@@ -67,6 +76,12 @@ ODD = [
     raw(FAILED, u32(9, 2)),
     raw(ERROR, b"no", channel=0),
     raw(PONG, channel=0),
+    PROCESS,
+    raw(0x8B, bytes(41), channel=0),
+    raw(0x8B, bytes(200), channel=0),
+    raw(0x8C, channel=0),
+    raw(0x8D, bytes(8)),
+    raw(0x8D, bytes(8), channel=2),
     raw(STARTED, u32(7), reserved=1),
     struct.pack("<IBBHI", 2**32 - 1, DATA, 1, 0, 1),
     struct.pack("<IBBHI", 65_536, DATA, 1, 0, 1),
@@ -108,6 +123,7 @@ async def converse(said: bytes, pieces: int) -> None:
     try:
         size = len(said) // pieces + 1
         commands = [channel.open_command(lambda n: protocol.encode_start(n, REQUEST)) for _ in range(2)]
+        channel._listing, channel._pings, commands[0].cpu_asked = Listing(), 1, 1
         for start in range(0, len(said), size):
             os.write(to_host, said[start : start + size])
             if start + size >= len(said):

@@ -88,6 +88,18 @@ class GuestChannel:
         await self.send(protocol.encode_hello())
         await self.wait_for(lambda: self._greeted)
 
+    def go_on(self, parser: protocol.FrameParser, command: Command) -> None:
+        """Take over from somebody who has greeted the agent and opened one channel, in place of ``open``.
+
+        Args:
+            parser: what has read until now, with what it holds of the next frame.
+            command: the channel.
+        """
+        self._parser = parser
+        self._greeted = True
+        self._commands[command.number] = command
+        self._last_number = command.number
+
     @property
     def alive(self) -> bool:
         """False once the agent has ended, erred, or been closed."""

@@ -39,6 +39,12 @@ class Inbound:
         self._owed += len(chunk)
         return chunk
 
+    def put_back(self, data: bytes) -> None:
+        """Put back the rest of what was taken last, before ``due`` is asked."""
+        if data:
+            self.chunks.appendleft(data)
+            self._owed -= len(data)
+
     def due(self) -> int:
         """Return the credit to grant now for what was taken, in few large grants, and count it as granted.
 

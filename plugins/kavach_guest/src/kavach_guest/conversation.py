@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import time
 
 from kavach_core.exit_status import (
@@ -54,17 +55,28 @@ class _Request:
 
 
 class Conversation:
-    """One command in a box that has just been started."""
+    """One command in a box that has just been started.
+
+    Attributes:
+        request: what was asked for.
+        deadline: when the command is killed, on the monotonic clock.
+        parser: splits what the agent sends.
+        command: its channel; what was not written yet is in its ``outputs``.
+        input_open: our standard input has not ended.
+    """
 
     def __init__(self, box: Box, request: dict[str, Any], argv: list[str]) -> None:
         self._box = box
-        self._request = _Request(request, argv)
+        self.request = _Request(request, argv)
         self._timeout: float = request["timeout"] or 0.0
-        self._deadline = _NEVER
-        self._parser = protocol.FrameParser()
-        self._command = Command(1)
-        self._input_open = True
+        self.deadline = _NEVER
+        self.parser = protocol.FrameParser()
+        self.command = Command(1)
+        self.input_open = True
+        self._outlets: dict[int, int] = {}
         self._blocking = False
+        self._knocked = False
+        self._killing = False
         self._late = 0
         self._patience = _DRAIN_GRACE_SECONDS
 
@@ -72,21 +84,25 @@ class Conversation:
         """Exchange HELLO; False when the agent does not, as it should, or not in time."""
         try:
             self._tell(protocol.encode_hello())
-            frames = list(self._parser.feed(self._box.receive(_BOOT_SECONDS) or b""))
+            frames = list(self.parser.feed(self._box.receive(_BOOT_SECONDS) or b""))
             greeted = [frame.type for frame in frames] == [protocol.GUEST_HELLO]
             return greeted and protocol.decode_hello(frames[0].payload).major == protocol.MAJOR
         except protocol.ProtocolViolation:
             return False
 
-    def hold(self) -> tuple[int, str]:
-        """Start the command and carry bytes until it has ended, or its deadline has come."""
-        request: Any = self._request  # has what encode_start needs
-        self._deadline = time.monotonic() + self._timeout if self._timeout else _NEVER
+    def hold(self) -> tuple[int, str] | None:
+        """Start the command and carry bytes until it has ended, or its deadline has come.
+
+        Returns:
+            The status to exit with and what to say; None when somebody knocks, and ``adoption`` has to go on.
+        """
+        request: Any = self.request  # has what encode_start needs
+        self.deadline = time.monotonic() + self._timeout if self._timeout else _NEVER
         signal.signal(signal.SIGALRM, self._interrupt)
         try:
-            self._tell(protocol.encode_start(self._command.number, request))
+            self._tell(protocol.encode_start(self.command.number, request))
             signal.setitimer(signal.ITIMER_REAL, self._timeout, _ALARM_REPEAT_SECONDS)
-            self._carry()
+            knocked = self._carry()
             signal.setitimer(signal.ITIMER_REAL, 0)
         except _DeadlineReached:
             self._kill()
@@ -97,7 +113,7 @@ class Conversation:
             return EXIT_FAILED, f"cannot pass on the output: {error.strerror}"
         except protocol.ProtocolViolation as violation:
             return EXIT_FAILED, f"the box ended: {violation}"
-        return self._status()
+        return None if knocked else self._status()
 
     def _tell(self, frame: bytes) -> None:
         """Send a frame.
@@ -115,11 +131,11 @@ class Conversation:
         if self._blocking:
             raise _DeadlineReached
 
-    def _carry(self) -> None:
-        """Carry bytes until the channel ends, or nothing of the command's own can come any more."""
-        while not self._command.ended:
-            ending = self._command.exit is not None
-            remaining = self._deadline - time.monotonic()
+    def _carry(self) -> bool:
+        """Carry bytes until the channel ends, or nothing of the command's own can come any more; True at a knock."""
+        while not self.command.ended:
+            ending = self.command.exit is not None
+            remaining = self.deadline - time.monotonic()
             if remaining <= 0:
                 raise _DeadlineReached
             asked = time.monotonic()
@@ -127,45 +143,59 @@ class Conversation:
             if ending:
                 self._patience -= time.monotonic() - asked
                 if not ready or self._patience <= 0 or self._late > _LATE_OUTPUT_BYTES:
-                    return
-            if self._box.receive_fd in ready:
+                    return False
+            self._knocked = self._box.knock_fd in ready
+            if self._box.receive_fd in ready and not self._knocked:
                 self._take()
+            if self._knocked:
+                return True
             if 0 in ready:
                 self._feed()
+        return False
 
     def _wait(self, seconds: float) -> list[int]:
         sources = [self._box.receive_fd]
-        if self._input_open and self._command.stdin_credit and self._command.exit is None:
+        if self.input_open and self.command.stdin_credit and self.command.exit is None:
             sources.append(0)
+        if self._knocker() >= 0:
+            sources.append(self._knocker())
         return ready(sources, seconds)
+
+    def _knocker(self) -> int:
+        """Return the descriptor at which somebody may knock now, or -1: only a command that runs can be handed over."""
+        runs = self.command.pid is not None and self.command.exit is None and not self._killing
+        return self._box.knock_fd if runs else -1
 
     def _take(self) -> None:
         data = self._box.receive(_NAP_SECONDS)
         if not data:
             raise protocol.ProtocolViolation("the agent has gone")
-        for frame in self._parser.feed(data):
+        for frame in self.parser.feed(data):
             if frame.type == protocol.GUEST_ERROR:
                 raise protocol.ProtocolViolation(repr(frame.payload.decode(errors="replace")))
-            if frame.channel != self._command.number:
+            if frame.channel != self.command.number:
                 raise protocol.ProtocolViolation("a frame for a channel that is not open")
-            apply(frame, self._command)
+            apply(frame, self.command)
+            self._pass_on()
+        if self._knocked and self.command.exit is not None:
+            self._knocked = False  # it has just ended, and with it the reason to let somebody in
             self._pass_on()
 
     def _pass_on(self) -> None:
-        for number, output in self._command.outputs.items():
-            while output.chunks:
+        for number, output in self.command.outputs.items():
+            while output.chunks and not self._knocked:
                 chunk = output.take()
-                self._write_all(number, chunk)
-                if self._command.exit is not None:
+                output.put_back(self._write(number, chunk))
+                if self.command.exit is not None:
                     self._late += len(chunk)
                 grant = output.due()
                 if grant:
-                    self._tell(protocol.encode_credit(self._command.number, number, grant))
+                    self._tell(protocol.encode_credit(self.command.number, number, grant))
 
     def _feed(self) -> None:
         try:
             self._blocking = True  # another reader of the same terminal or pipe may have been quicker
-            data = os.read(0, min(self._command.stdin_credit, _CHUNK_BYTES))
+            data = os.read(0, min(self.command.stdin_credit, _CHUNK_BYTES))
         except BlockingIOError:
             return
         except OSError:  # a directory, or a terminal that has gone
@@ -175,43 +205,63 @@ class Conversation:
         if not data:
             self._end_input()
             return
-        self._command.stdin_credit -= len(data)
-        self._tell(protocol.encode(protocol.DATA, self._command.number, data))
+        self.command.stdin_credit -= len(data)
+        self._tell(protocol.encode(protocol.DATA, self.command.number, data))
 
     def _end_input(self) -> None:
-        self._input_open = False
-        self._tell(protocol.encode(protocol.EOF, self._command.number))
+        self.input_open = False
+        self._tell(protocol.encode(protocol.EOF, self.command.number))
 
     def _kill(self) -> None:
         """Kill the command, so that what it had written still comes, for as long as a kill may take."""
-        self._input_open = False
+        self.input_open = False
+        self._killing = True
         deadline = time.monotonic() + _KILL_SECONDS
-        self._command.kills_sent += 1
+        self.command.kills_sent += 1
         try:
-            self._tell(protocol.encode(protocol.KILL, self._command.number))
-            while not self._command.ended and ready([self._box.receive_fd], max(0.0, deadline - time.monotonic())):
+            self._tell(protocol.encode(protocol.KILL, self.command.number))
+            while not self.command.ended and ready([self._box.receive_fd], max(0.0, deadline - time.monotonic())):
                 self._take()
-        except (OSError, protocol.ProtocolViolation):
+        except (OSError, protocol.ProtocolViolation, _DeadlineReached):  # nobody may be reading what it wrote
             return  # the box is ended next in any case
 
     def _status(self) -> tuple[int, str]:
-        command = self._command
+        command = self.command
         if command.failure is not None:
             stage, errno = command.failure
-            program = os.fsdecode(self._request.argv[0])
+            program = os.fsdecode(self.request.argv[0])
             text = f"cannot start {program}: {os.strerror(errno)} ({stage})"
             return EXIT_FAILED if stage == "cwd" else status_of_failed_start(errno), text
         assert command.exit is not None  # noqa: S101 - else the loop had gone on
         return status_of_end(code=command.exit.code, by_signal=command.exit.by_signal), ""
 
-    def _write_all(self, descriptor: int, data: bytes) -> None:
+    def _write(self, descriptor: int, data: bytes) -> bytes:
+        """Write to one of our streams; return what is left when somebody knocks before there is room for all."""
+        if descriptor not in self._outlets:
+            self._outlets[descriptor] = _outlet(descriptor)
         self._blocking = True
         try:
             rest = memoryview(data)
             while rest:
                 try:
-                    rest = rest[os.write(descriptor, rest) :]
-                except BlockingIOError:  # whoever shares the stream has made it so
-                    wait_for_room(descriptor)
+                    rest = rest[os.write(self._outlets[descriptor], rest) :]
+                except BlockingIOError:
+                    if not wait_for_room(self._outlets[descriptor], self._knocker()):
+                        self._knocked = True
+                        break
+            return bytes(rest)
         finally:
             self._blocking = False
+
+
+def _outlet(descriptor: int) -> int:
+    """Return a descriptor by which a pipe can be written to without blocking; of anything else, its own.
+
+    To change the pipe's own flags would change them for all who share it.
+    """
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return descriptor
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return descriptor  # nobody reads it any more, as writing will tell

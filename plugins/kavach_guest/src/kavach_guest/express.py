@@ -12,6 +12,7 @@ import os
 import signal
 import time
 
+from kavach_core.control.listening import listen, stop
 from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
 from kavach_core.oci.launch import BoxPlan, Launch
 from kavach_core.reaper.instance import Instance
@@ -36,7 +37,7 @@ class _EndedBySignal(BaseException):
     pass
 
 
-class _Signals:
+class Signals:
     """What wants to end us: told once, where it does no harm, and remembered everywhere else.
 
     Attributes:
@@ -46,6 +47,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._may_interrupt = False
+        self._notify: Callable[[], None] | None = None
         for number in _ENDING_SIGNALS:
             # What our caller has us ignore, as nohup does, stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -59,6 +61,13 @@ class _Signals:
         if self._may_interrupt:
             self._may_interrupt = False  # a second one must not interrupt what the first has begun
             raise _EndedBySignal
+        if self._notify is not None:
+            self._notify()
+
+    def heed(self, notify: Callable[[], None]) -> None:
+        """From now on have ``notify`` called by what wants to end us, for somebody who must not be interrupted."""
+        self._may_interrupt = False
+        self._notify = notify
 
     def interrupt(self, work: Callable[[], _Result]) -> _Result:
         """Do ``work`` unless a signal has come, and leave it when one comes."""
@@ -86,10 +95,10 @@ def run(plan: dict[str, Any], request: dict[str, Any], argv: list[str]) -> tuple
     known = BoxPlan.from_data(plan)
     if known is None:
         return None  # kept by another version
-    signals = _Signals()
+    signals = Signals()
     box = Box(known)
     try:
-        result = signals.interrupt(lambda: _talk(box, request, argv)) if box.start() else None
+        result = signals.interrupt(lambda: _talk(box, request, argv, signals)) if box.start() else None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         left = box.end()
@@ -98,18 +107,26 @@ def run(plan: dict[str, Any], request: dict[str, Any], argv: list[str]) -> tuple
     return result if signals.received is None else (SIGNAL_EXIT_BASE + signals.received, "")
 
 
-def _talk(box: Box, request: dict[str, Any], argv: list[str]) -> _Result:
+def _talk(box: Box, request: dict[str, Any], argv: list[str], signals: Signals) -> _Result:
     from kavach_guest.conversation import Conversation  # noqa: PLC0415 - while the runtime boots on another core
 
     conversation = Conversation(box, request, argv)
-    return conversation.hold() if conversation.greet() and box.has_booted() else None
+    if not (conversation.greet() and box.has_booted()):
+        return None
+    result = conversation.hold()
+    if result is None:
+        from kavach_guest.adoption import adopt  # noqa: PLC0415 - hardly ever needed, and imports all there is
+
+        result = adopt(conversation, box, signals)
+    return result
 
 
 class Box:
-    """A launch, its runtime's process, and the two pipes to the agent.
+    """A launch, its runtime's process, the two pipes to the agent, and the socket at which others ask for the box.
 
     Attributes:
         receive_fd: the pipe from the agent.
+        knock_fd: the socket; readable when somebody has connected.
     """
 
     def __init__(self, plan: BoxPlan) -> None:
@@ -120,6 +137,8 @@ class Box:
         self._pidfd = -1
         self._send_fd = -1
         self.receive_fd = -1
+        self.knock_fd = -1
+        self._knock_path = ""
 
     def start(self) -> bool:
         """Start the runtime with our pipes as its input and output; False when that cannot be done."""
@@ -146,6 +165,7 @@ class Box:
             os.close(guest_in)
             os.close(guest_out)
         self._pidfd = os.pidfd_open(self._pid)
+        self.knock_fd, self._knock_path = listen(self._instance.path)
         sweep(plan.base, plan.cgroup_roots)  # what others have left can wait until our runtime boots
 
     def has_booted(self) -> bool:
@@ -156,6 +176,25 @@ class Box:
         except OSError:
             return False
         return True
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        assert self._launch is not None  # noqa: S101 - it has been started
+        return self._launch.box_id
+
+    def hand_over(self) -> tuple[int, int, int, str]:
+        """Give away the pipe from the agent, the pipe to it, the socket and its path; who has them closes them."""
+        given = (self.receive_fd, self._send_fd, self.knock_fd, self._knock_path)
+        self.receive_fd = self._send_fd = self.knock_fd = -1
+        return given
+
+    def kill(self) -> None:
+        """Kill it at once; ``end`` has to follow."""
+        if self._launch is not None:
+            first = self._launch.kill()
+            if first is not None:
+                os.close(first)
 
     def send(self, *frames: bytes) -> None:
         """Write frames whole. The agent always reads, so this does not wait for long.
@@ -180,6 +219,8 @@ class Box:
         if self._launch is not None:
             self._end_process(self._launch)
             left = self._remove(self._launch)
+        if self.knock_fd >= 0:
+            stop(self.knock_fd, self._knock_path)
         if self._instance is not None:
             left = self._instance.remove()
         return left
@@ -187,11 +228,10 @@ class Box:
     def _end_process(self, launch: Launch) -> None:
         if not self._pid:
             return
-        first = launch.kill()
-        if first is not None:
-            os.close(first)
-        os.close(self._send_fd)
-        os.close(self.receive_fd)
+        self.kill()
+        for descriptor in (self._send_fd, self.receive_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
         if not _wait(self._pidfd, _GRACE_SECONDS):
             self._force(launch)
 

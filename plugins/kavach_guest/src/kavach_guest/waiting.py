@@ -17,8 +17,15 @@ def ready(descriptors: Sequence[int], seconds: float) -> list[int]:
     return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
 
-def wait_for_room(descriptor: int) -> None:
-    """Wait until ``descriptor`` can be written to."""
+def wait_for_room(descriptor: int, other: int = -1) -> bool:
+    """Wait until ``descriptor`` can be written to; False when ``other`` can be read before that.
+
+    Args:
+        descriptor: what is to be written to.
+        other: what to look at meanwhile, unless it is -1.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
-    poll.poll()
+    if other >= 0:
+        poll.register(other, select.POLLIN)
+    return descriptor in dict(poll.poll())

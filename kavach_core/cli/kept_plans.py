@@ -51,8 +51,8 @@ def find(argv: list[str]) -> dict[str, Any] | None:
     key = _key(options)
     for base in _BASES:
         kept = _read(_path(base, key))
-        if kept is not None:
-            return _with_environment(kept, env) if _holds(kept, key) else None
+        if kept is not None and _holds(kept, key):
+            return _with_environment(kept, env)
     return None
 
 

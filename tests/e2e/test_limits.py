@@ -133,13 +133,10 @@ async def test_memory_is_bounded_swap_included(backend: str) -> None:
     ) as sandbox:
         fits = await sandbox.exec("python3", "-c", ALLOCATE, "16", timeout=30)
         assert (fits.ok, fits.stdout) == (True, "all of it\n")
-        try:
-            result = await sandbox.exec("python3", "-c", ALLOCATE, "512", timeout=60)
-        except kavach_api.SandboxGone:
-            assert backend == "gvisor"
-        else:
-            assert result.signal == 9 or result.outcome is kavach_api.Outcome.OOM_KILLED
-            assert result.stdout == ""
+        result = await sandbox.exec("python3", "-c", ALLOCATE, "512", timeout=60)
+        assert result.outcome is kavach_api.Outcome.OOM_KILLED
+        assert result.stdout == ""
+        if backend != "gvisor":
             assert (await sandbox.exec("echo", "on", timeout=20)).stdout == "on\n"
         usage = await sandbox.usage()
     assert usage.memory_peak_bytes is not None
@@ -189,6 +186,8 @@ def test_limits_of_the_command_line(run_kavach: Runner, backend: str) -> None:
 
 
 def test_presets_bound_what_they_say(run_kavach: Runner, backend: str) -> None:
-    script = "df -k /tmp | tail -1 | awk '{print $2}'; ulimit -u; ulimit -n"
+    script = "df -k /tmp | tail -1 | awk '{print $2}'; ulimit -n; ulimit -u"
     done = run_kavach("run", "-b", backend, "--policy", "strict", "--", "bash", "-c", script)
-    assert done.stdout.split() == [b"65536", b"64", b"1024"]
+    size, files, processes = done.stdout.split()
+    assert (size, files) == (b"65536", b"1024")
+    assert backend != "gvisor" or processes == b"64", "elsewhere the cgroup has the bound"

@@ -244,6 +244,7 @@ def test_inside_asyncio_the_blocking_face_works() -> None:
 # --- forks and exits -------------------------------------------------------------------------------------
 
 
+QUIET = "ignore:This process"  # is multi-threaded: what Python from 3.12 on says of a fork, and we know
 PRELUDE = """
 import contextlib, os, sys, threading, trio
 from contextlib import asynccontextmanager, contextmanager
@@ -269,7 +270,7 @@ def opened(name="box"):
 
 def run_script(code: str, *, seconds: float = SCRIPT_SECONDS) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+        [sys.executable, "-W", QUIET, "-c", PRELUDE + textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -328,7 +328,8 @@ def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, backend: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), backend]
+        quiet = "ignore:This process"  # is multi-threaded: what Python from 3.12 on says of a fork, and we know
+        command = [sys.executable, "-W", quiet, "-c", PRELUDE + textwrap.dedent(code), backend]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import trio
-from attrs import field, frozen
 
 from kavach_core.control.listening import listen
-from kavach_core.control.server import Reachable, Server
+from kavach_core.control.server import Server
 from kavach_core.oci.workspace import workspace
+
+if TYPE_CHECKING:
+    from kavach_core.control.attending import Reachable
 
 _log = logging.getLogger(__name__)
 
 
-@frozen
-class _Run:
-    """What one trio run has; a box that its caller forgets is forgotten here, too."""
+# A box that its caller forgets is forgotten here, too.
+_Boxes = WeakValueDictionary[str, "Reachable"]
 
-    server: Server | None
-    boxes: WeakValueDictionary[str, Reachable] = field(factory=WeakValueDictionary)
-
-
-_run: trio.lowlevel.RunVar[_Run | None] = trio.lowlevel.RunVar("kavach_control")
+_boxes: trio.lowlevel.RunVar[_Boxes | None] = trio.lowlevel.RunVar("kavach_control")
 _listening: set[Server] = set()
 
 
@@ -40,32 +38,27 @@ def register(box: Reachable) -> None:
     place = workspace()
     if place is None:
         return
-    run = _run.get(None)
-    if run is None:
-        run = _begin(str(place.path))
-    run.boxes[box.id] = box
+    boxes = _boxes.get(None)
+    if boxes is None:
+        boxes = WeakValueDictionary()
+        _boxes.set(boxes)
+        _begin(str(place.path), boxes)
+    boxes[box.id] = box
 
 
 def unregister(box: Reachable) -> None:
     """Let a box be reached no more; what is being copied goes on, and finds the box gone when it is."""
-    run = _run.get(None)
-    if run is not None:
-        run.boxes.pop(box.id, None)
+    boxes = _boxes.get(None)
+    if boxes is not None:
+        boxes.pop(box.id, None)
 
 
-def _begin(directory: str) -> _Run:
-    boxes: WeakValueDictionary[str, Reachable] = WeakValueDictionary()
-    run = _Run(_start(directory, boxes), boxes)
-    _run.set(run)
-    return run
-
-
-def _start(directory: str, boxes: WeakValueDictionary[str, Reachable]) -> Server | None:
+def _begin(directory: str, boxes: _Boxes) -> None:
     try:
         descriptor, path = listen(directory)
     except OSError as error:
         _log.warning("kavach cp cannot reach the boxes of this process: %s", error)
-        return None
+        return
     server = Server(descriptor, path, boxes.get)
     _listening.add(server)
     try:
@@ -73,8 +66,6 @@ def _start(directory: str, boxes: WeakValueDictionary[str, Reachable]) -> Server
     except RuntimeError:  # trio.run is about to return
         server.stop()
         _listening.discard(server)
-        return None
-    return server
 
 
 async def _serve(server: Server) -> None:
@@ -87,7 +78,7 @@ async def _serve(server: Server) -> None:
 def _forget() -> None:
     """A forked child must not hold the socket open: who connects to it would never be heard."""
     while _listening:
-        _listening.pop().socket.close()
+        _listening.pop().abandon()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from attrs import frozen
 
 from kavach_core.errors import FileOperationFailed, FileTooLarge, NotRegularFile
 from kavach_core.files.links import stays_inside
+from kavach_core.files.removal import remove_tree
 from kavach_core.files.transferred import MAX_DEPTH, Tally
 from kavach_core.guest_files import FileKind, TreeEntry, TreeEvent, TreeMark
 
@@ -134,7 +134,7 @@ class LocalTarget:
         made, self._made = self._made, None
         with contextlib.suppress(FileNotFoundError):
             if made is FileKind.DIRECTORY:
-                shutil.rmtree(self._hidden, dir_fd=self._parent)
+                remove_tree(self._hidden, self._parent)
             elif made is not None:
                 os.unlink(self._hidden, dir_fd=self._parent)
 

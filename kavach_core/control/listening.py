@@ -48,17 +48,3 @@ def _bind(listener: _socket.socket, directory: str) -> str:
         else:
             return path
     raise OSError(_ADDRESS_IN_USE, os.strerror(_ADDRESS_IN_USE), directory)
-
-
-def stop(descriptor: int, path: str) -> None:
-    """Stop listening. Who waits to be heard is refused."""
-    os.close(descriptor)
-    unlink(path)
-
-
-def unlink(path: str) -> None:
-    """Take the name of a socket away, if it is there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from kavach_core.control.listening import unlink
+from kavach_core.reaper.files import remove_path
 
 if TYPE_CHECKING:
     from kavach_core.control.attending import Find
@@ -57,7 +57,7 @@ class Server:
         """Listen no more. May be called again."""
         self._socket.close()
         if self._path:
-            unlink(self._path)
+            remove_path(self._path)
 
     def abandon(self) -> None:
         """Let go of the socket in a forked child, whose it is not: its name has to stay."""

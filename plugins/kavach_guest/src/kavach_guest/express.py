@@ -12,9 +12,9 @@ import os
 import signal
 import time
 
-from kavach_core.control.listening import listen, stop
 from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
 from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_core.reaper.files import remove_path
 from kavach_core.reaper.instance import Instance
 from kavach_core.reaper.sweep import sweep
 from kavach_guest.waiting import ready
@@ -165,8 +165,14 @@ class Box:
             os.close(guest_in)
             os.close(guest_out)
         self._pidfd = os.pidfd_open(self._pid)
-        self.knock_fd, self._knock_path = listen(self._instance.path)
-        sweep(plan.base, plan.cgroup_roots)  # what others have left can wait until our runtime boots
+        # What is below can wait until our runtime boots.
+        self._listen(self._instance)
+        sweep(plan.base, plan.cgroup_roots)
+
+    def _listen(self, instance: Instance) -> None:
+        from kavach_core.control.listening import listen  # noqa: PLC0415 - as the rest, while the runtime boots
+
+        self.knock_fd, self._knock_path = listen(instance.path)
 
     def has_booted(self) -> bool:
         """Bound the box as tightly as its runtime could not have borne; False when that cannot be done."""
@@ -220,7 +226,8 @@ class Box:
             self._end_process(self._launch)
             left = self._remove(self._launch)
         if self.knock_fd >= 0:
-            stop(self.knock_fd, self._knock_path)
+            os.close(self.knock_fd)
+            remove_path(self._knock_path)
         if self._instance is not None:
             left = self._instance.remove()
         return left

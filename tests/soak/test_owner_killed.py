@@ -246,16 +246,18 @@ def test_with_its_watchdog(owners: Owners, backend: str, capsys: pytest.CaptureF
 
 def test_without_it(owners: Owners, backend: str, kavach: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed in the same instant: the boxes end by themselves, and ``kavach gc`` removes what there is of them."""
-    chance, figures = random.Random(f"{SEED} {backend}"), Figures()
+    chance, figures, seen = random.Random(f"{SEED} {backend}"), Figures(), 0
     for _ in range(ROUNDS):
         words, killed = kill_one(owners, chance, figures, watchdog_too=True)
         end_round(words, killed, figures)
+        seen += bool(left(words))
         done = subprocess.run([kavach, "gc", "--json"], capture_output=True, check=False, timeout=60)
         figures.clean.append(time.monotonic() - killed)
         figures.left += left(words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert isinstance(json.loads(done.stdout)["findings"], list)
     report(capsys, f"{backend}, watchdog killed too", figures)
+    assert seen, "nothing was ever left, so this has shown nothing"
 
 
 def report(capsys: pytest.CaptureFixture[str], name: str, figures: Figures) -> None:

@@ -26,7 +26,7 @@ from kavach_core.oci.launch import RUNTIME_MARK, BoxPlan, Launch
 from kavach_core.oci.rootfs import RootLayout, check_directory, host_toolchain_sources, prepare_root
 from kavach_core.oci.runtime import OciBox, OciRuntime
 from kavach_core.oci.spec import SpecInputs, build_spec
-from kavach_core.oci.workspace import base_directory, install, open_workspace
+from kavach_core.oci.workspace import base_directory, existing_bases, install, open_workspace
 from kavach_core.policy import Limits
 from kavach_core.reaper.sweep import sweep
 from kavach_guest.agent import agent_program, seal_program, watchdog_program
@@ -187,7 +187,8 @@ def _launch(plan: BoxPlan, spec: SandboxSpec) -> OciBox:
 @functools.cache
 def _sweep_once() -> None:
     """Remove what processes that were killed have left, once in a process."""
-    sweep(str(base_directory()), [str(root) for root in cgroup_layout().roots])
+    for base in existing_bases():
+        sweep(str(base), [str(root) for root in cgroup_layout().roots])
 
 
 def host_capabilities() -> frozenset[str]:

@@ -114,6 +114,7 @@ class Tool:
         self.pid = 7
         self.killed = False
         self.closed = False
+        self.signals: list[int] = []
         self.request: ExecRequest | None = None
         self.stdin: Writer | None = None
         self.stdout = Reader(pieces, ends=ends, gone=gone)
@@ -133,6 +134,10 @@ class Tool:
         if self._ended is None and not self.killed:
             await trio.sleep_forever()
         return self._ended or GuestExit(exit_code=None, signal=9)
+
+    async def send_signal(self, signal: int) -> None:
+        """Be woken."""
+        self.signals.append(signal)
 
     async def kill(self) -> None:
         """Be killed."""

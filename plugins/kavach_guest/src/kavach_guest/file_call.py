@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Never
 
@@ -18,8 +19,8 @@ from kavach_guest.file_records import Done, Failed, Record, RecordParser, Record
 
 Start = Callable[[ExecRequest], Awaitable[GuestProcess]]
 
-# It exits right after its last word, and when its input ends too soon it removes what it had begun.
-_END_SECONDS: Final = 1.0
+# It exits right after its last word, and when its input ends too soon it first removes what it had begun.
+_END_SECONDS: Final = 0.5
 _SEND_BYTES: Final = 65_536
 
 
@@ -120,7 +121,7 @@ class FileCall:
         raise FileOperationFailed(
             f"{_show(self._path)}: the file tool {how} before it was done",
             stage="files",
-            hint="what it had done by then is not known; processes of the same user in the box can kill it",
+            hint="the memory limit or a process of the same user may have killed it; what it had done is unknown",
         )
 
     async def send(self, *pieces: bytes | memoryview) -> None:
@@ -187,10 +188,10 @@ class FileCall:
     async def aclose(self) -> None:
         """End the tool, if it has not ended by itself."""
         process = self._process
-        patience = _END_SECONDS if self._complete or process.stdin is not None else 0
         with trio.CancelScope(shield=True), contextlib.suppress(SandboxError):  # gone: what it was about is gone too
-            with trio.move_on_after(patience) as scope:
+            with trio.move_on_after(_END_SECONDS if self._complete or process.stdin is not None else 0) as scope:
                 if process.stdin is not None and not self._complete:
+                    await process.send_signal(signal.SIGCONT)  # or it could not hear that its input ends
                     await process.stdin.aclose()
                 await process.wait()
             if scope.cancelled_caught:

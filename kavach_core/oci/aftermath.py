@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 from attrs import define
@@ -16,6 +17,8 @@ from attrs import define
 from kavach_core.errors import CleanupError
 
 _log = logging.getLogger(__name__)
+_MOST_PENDING: Final = 64
+"""So many boxes may be dead and not removed: who closes more waits, or they would heap up faster than they can go."""
 
 
 @define
@@ -59,7 +62,10 @@ async def finish(work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def finish_later(work: Callable[[], Awaitable[None]]) -> None:
-    """Have ``work`` done without waiting for it, if trio still takes tasks; else do it now."""
+    """Have ``work`` done without waiting for it; do it now when much is pending, or trio takes no tasks any more."""
+    if tally.pending >= _MOST_PENDING:
+        await _finish_quietly(work)
+        return
     try:
         trio.lowlevel.spawn_system_task(_finish_quietly, work)
     except RuntimeError:  # trio.run is about to return: an async generator is closed at the very end

@@ -89,7 +89,10 @@ async def call(portal: Portal, work: Callable[[], Awaitable[R]], *, undo: Undo[R
     done = Signal()
     job = Job(portal, work, done.set)
     job.submit()
-    cancelled = await done.wait(job.cancel)
+    try:
+        cancelled = await done.wait(job.cancel)
+    finally:
+        job.cancel()  # the event loop may have gone without cancelling anybody
     if cancelled is None or job.failure is not None:
         return job.result()
     if undo is not None:

@@ -49,7 +49,10 @@ class Caller:
         self._asked.put(None)
 
     def serve(self, *, answer: bool = True) -> None:
-        """Wait for ``wake``, and answer until then, unless told not to.
+        """Wait for ``wake``, and make calls until then.
+
+        Args:
+            answer: False makes none: they count as made, so that nobody waits for them.
 
         Raises:
             BaseException: what is no ``Exception`` out of a function that was called; KeyboardInterrupt at any time.
@@ -57,7 +60,7 @@ class Caller:
         while (question := self._next()) is not None:
             if answer and not question.dropped:
                 question.answer()
-                self._portal.soon(question.answered.set)
+            self._portal.soon(question.answered.set)
 
     def _next(self) -> _Question | None:
         while True:
@@ -129,9 +132,8 @@ def call(
 def finish(portal: Portal, work: Callable[[], Awaitable[object]]) -> None:
     """Do the work that ends a block, as ``call`` does, wherever it ends.
 
-    A garbage collection may end a forgotten block in the loop's own thread: then nobody waits. In a forked
-    child nothing
-    happens: what is to be ended is the parent's.
+    A garbage collection may end a forgotten block in the loop's own thread: then nobody waits. In a forked child
+    nothing happens: what is to be ended is the parent's.
     """
     if portal.is_current:
         Job(portal, work, lambda: None).submit()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
+
+_NOT_IN_COROUTINES: Final = (StopIteration, StopAsyncIteration)
 
 T = TypeVar("T")
 
@@ -42,7 +44,8 @@ class Keeper(Generic[T]):
         """Leave, with what ended the caller's block. Nothing happens when it is not open.
 
         Args:
-            error: raised in the block, as it would be in trio; what is no ``Exception`` cancels the block instead.
+            error: raised in the block, as it would be in trio; what is no ``Exception``, or cannot leave a coroutine,
+                cancels the block instead.
 
         Cancellation: passed on to the block, which is left before this returns.
 
@@ -52,7 +55,7 @@ class Keeper(Generic[T]):
         if not self._opened:
             return
         trace = error.__traceback__ if error is not None else None
-        if error is None or isinstance(error, Exception):
+        if error is None or (isinstance(error, Exception) and not isinstance(error, _NOT_IN_COROUTINES)):
             self._error = error
             self._closing.set()
         else:

@@ -196,9 +196,8 @@ class _Shared:
     """The one loop of this process.
 
     Attributes:
-        lock: held to look at it. A garbage collection may close a forgotten block, and give a lease back, in
-            the midst of
-            taking another one in the same thread: so it can be taken again, and ``Lease.take`` looks twice.
+        lock: held to look at it. A garbage collection may close a forgotten block, and give a lease back, in the midst
+            of taking another one in the same thread: so it can be taken again, and ``Lease.take`` looks twice.
         portal: the loop, or None.
     """
 

@@ -15,6 +15,7 @@ from faces import Cleaning, Face, Odd, interrupt_main, interrupted_when, until_c
 
 from kavach_core.aio import calls as aio_calls
 from kavach_core.blocking import calls as blocking_calls
+from kavach_core.portal import Portal
 
 pytestmark = pytest.mark.usefixtures("no_loop_left")
 
@@ -48,6 +49,27 @@ def test_a_second_interrupt_does_not_cut_the_clean_up_short() -> None:
         with pytest.raises(KeyboardInterrupt):
             blocking_calls.call(portal, cleaning.work)
         assert cleaning.cleaned
+
+
+def test_callbacks_that_clean_up_asks_for_keep_nobody_waiting() -> None:
+    """As when the output of a command that is being killed is drained: the thread makes no calls any more."""
+    begun = threading.Event()
+    made: list[bytes] = []
+
+    async def work() -> None:
+        try:
+            begun.set()
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await ask(b"late")
+
+    with blocking_calls.lease() as portal, interrupted_when(begun):
+        caller = blocking_calls.Caller(portal)
+        ask = caller.asking(made.append)
+        with pytest.raises(KeyboardInterrupt):
+            blocking_calls.call(portal, work, caller=caller)
+    assert not made
 
 
 def test_an_exception_of_any_signal_handler_cancels_likewise() -> None:
@@ -121,6 +143,31 @@ def test_a_timeout_of_asyncio_is_one() -> None:
             assert cleaning.cleaned or not cleaning.begun.is_set()
 
     asyncio.run(main())
+
+
+def test_an_event_loop_that_goes_without_a_word_cancels_what_it_waited_for() -> None:
+    cleaning = Cleaning()
+    loop = asyncio.new_event_loop()
+
+    async def main(portal: Portal) -> None:
+        await aio_calls.call(portal, cleaning.work)
+
+    with blocking_calls.lease() as portal:
+        waiting = main(portal)
+        task = loop.create_task(waiting)
+        stopper = threading.Thread(target=lambda: cleaning.begun.wait() and loop.call_soon_threadsafe(loop.stop))
+        stopper.start()
+        loop.run_forever()
+        stopper.join()
+        waiting.close()
+        loop.close()
+        del task
+
+        async def until_cleaned() -> None:
+            while not cleaning.cleaned:  # noqa: ASYNC110 - the test's own time limit bounds it
+                await trio.sleep(0.001)
+
+        blocking_calls.call(portal, until_cleaned)
 
 
 def test_what_clean_up_raises_comes_instead_of_the_cancellation() -> None:
@@ -230,6 +277,12 @@ def test_what_is_no_error_cancels_the_block(face: Face) -> None:
         face.hold(witness.open(), body)
     assert caught.value.code == 3
     assert isinstance(witness.seen, trio.Cancelled)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_the_end_of_an_iteration_leaves_the_block_as_it_is(kind: type[Exception]) -> None:
+    with pytest.raises(kind), blocking_calls.lease() as portal, blocking_calls.hold(portal, Witness().open()):
+        raise kind
 
 
 def test_an_error_of_leaving_comes_out_with_that_of_the_block(face: Face) -> None:

@@ -1,18 +1,13 @@
-"""Boxes started ahead, so that whoever needs one does not wait for it.
-
-A pool keeps a number of boxes really started and paused: an idle gVisor box burns a few per cent of a core otherwise.
-Each is used once unless the caller says otherwise, so that nothing passes from one user to the next.
-"""
+"""Boxes that are ready: giving them out, taking them back, starting others in their place."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
-from typing import Final, Unpack
+from typing import Final
 
 import trio
 from attrs import frozen
@@ -21,8 +16,8 @@ from kavach_core import capabilities
 from kavach_core.config import SandboxConfig
 from kavach_core.errors import KavachError, PoolClosed, SandboxError
 from kavach_core.lifecycle import State
-from kavach_core.sandbox import Sandbox, SandboxFields, create_sandbox, merge_fields
-from kavach_core.validation import check_all, checked, number
+from kavach_core.pool.records import PoolOptions, PoolStats
+from kavach_core.sandbox import Sandbox, create_sandbox
 
 _logger = logging.getLogger(__name__)
 
@@ -31,94 +26,6 @@ _PING_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 0.05
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 10.0
-_most = number(minimum=1, maximum=10_000, unit="", integer=True)
-
-
-@frozen(kw_only=True)
-class PoolOptions:
-    """How a pool keeps its boxes.
-
-    Attributes:
-        size: how many boxes to keep ready.
-        uses: how many times a box is given out before it is closed; after each use but the last it must have
-            no process.
-        starting: how many boxes are started at once; as many as there are processors if left out.
-    """
-
-    size: int = checked(_most)
-    uses: int = checked(_most, default=1)
-    starting: int = checked(_most, factory=lambda: os.cpu_count() or 1)
-
-    def __attrs_post_init__(self) -> None:
-        check_all(self)
-
-
-@frozen(kw_only=True)
-class PoolStats:
-    """What a pool has done so far, and what it holds.
-
-    Attributes:
-        ready: boxes that wait for somebody.
-        starting: boxes that are being started.
-        in_use: boxes that somebody has.
-        hits: how often somebody found one ready.
-        waits: how often somebody had to wait.
-        wait_seconds: how long all of them waited together.
-        started: boxes started.
-        failed: boxes that did not start.
-        discarded: boxes that were found dead or unclean before they could be given out again.
-    """
-
-    ready: int
-    starting: int
-    in_use: int
-    hits: int
-    waits: int
-    wait_seconds: float
-    started: int
-    failed: int
-    discarded: int
-
-
-@asynccontextmanager
-async def open_pool(
-    config: SandboxConfig | None = None,
-    /,
-    *,
-    size: int,
-    uses: int = 1,
-    starting: int | None = None,
-    **fields: Unpack[SandboxFields],
-) -> AsyncIterator[Pool]:
-    """Keep boxes ready for the length of a ``with`` block.
-
-    Args:
-        config: what each box is to be; the default configuration if left out.
-        size: how many to keep ready.
-        uses: how many times each is given out, 1 unless said otherwise.
-        starting: how many are started at once, as many as there are processors unless said otherwise.
-        fields: fields of ``SandboxConfig``, over those of ``config``.
-
-    Cancellation: every box that nobody has is ended and removed before Cancelled leaves the block.
-
-    Raises:
-        ConfigError: when an argument is wrong; nothing was started.
-    """
-    options = PoolOptions(size=size, uses=uses, **({} if starting is None else {"starting": starting}))
-    pool = Pool(merge_fields(config, fields), options)
-    failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pool.keep_filled, nursery)
-            try:
-                yield pool
-            except BaseException as error:  # noqa: BLE001 - raised below, bare: the nursery would wrap it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
-    finally:
-        await pool.drain()
-    if failure is not None:
-        raise failure
 
 
 @frozen(eq=False)

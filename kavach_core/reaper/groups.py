@@ -54,7 +54,8 @@ def open_member(pid: int, name: str) -> int | None:
             if any(f"/{name}/" in f"{line}/" for line in membership.read().splitlines()):
                 return handle
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended meanwhile
+        os.close(handle)  # it ended meanwhile
+        return None
     os.close(handle)
     return None
 

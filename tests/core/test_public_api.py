@@ -15,6 +15,7 @@ from kavach_core.errors import KavachError
 
 # Taking a name away breaks somebody; adding one is a promise. Both are decided here, not by accident.
 API = [
+    "Bound",
     "CleanupError",
     "ConfigError",
     "CreateError",
@@ -28,12 +29,20 @@ API = [
     "FileStat",
     "FileTimeout",
     "FileTooLarge",
+    "GuestExit",
     "KavachError",
+    "LimitExceeded",
     "Limits",
     "NoBackendAvailable",
     "NonzeroExit",
     "NotRegularFile",
     "Outcome",
+    "Output",
+    "Pool",
+    "PoolClosed",
+    "PoolStats",
+    "Process",
+    "ProcessInfo",
     "Sandbox",
     "SandboxConfig",
     "SandboxError",
@@ -43,11 +52,15 @@ API = [
     "Score",
     "StartFailed",
     "State",
+    "Stream",
+    "TerminalSize",
     "Transferred",
     "UnsupportedPolicy",
     "Usage",
     "User",
+    "create_sandbox",
     "load_config",
+    "open_pool",
     "open_sandbox",
 ]
 
@@ -91,7 +104,8 @@ import trio
 from kavach_core import (
 %(names)s
 )
-from kavach_core.abc import Backend, GuestProcess, HostToolchain, SandboxSpec, Session
+from kavach_core import Process
+from kavach_core.abc import Backend, HostToolchain, SandboxSpec, Session
 from kavach_core.types import ProbeReport
 from typing_extensions import assert_type
 
@@ -107,7 +121,7 @@ async def main() -> int:
         assert_type(result.outcome, Outcome)
         assert_type(await sandbox.shell("true"), ExecResult)
         process = await sandbox.spawn("cat", stdin=True)
-        assert_type(process, GuestProcess)
+        assert_type(process, Process)
         assert_type(await process.stdout.receive_some(), bytes | bytearray)
         assert_type(await sandbox.usage(), Usage)
     try:
@@ -201,7 +215,7 @@ def test_the_version_of_the_contract() -> None:
 
 def test_all_public_errors_are_kavach_errors() -> None:
     ends = ("Error", "Gone", "Failed", "Exit", "Timeout")
-    errors = [getattr(kavach_core, name) for name in API if name.endswith(ends)]
+    errors = [getattr(kavach_core, name) for name in API if name.endswith(ends) and name != "GuestExit"]
     assert len(errors) >= 10
     assert all(issubclass(error, KavachError) for error in errors)
 

@@ -22,6 +22,8 @@ from kavach_core import capabilities, errors
 from kavach_core.cli import arguments
 from kavach_core.commands import BASE_ENVIRONMENT, CommandOptions, ExecOptions
 from kavach_core.config import SandboxConfig
+from kavach_core.files import FileOptions, Transferred
+from kavach_core.guest_files import FileStat
 from kavach_core.policy import PRESETS, Limits, SandboxPolicy
 from kavach_core.types import ExecResult, Usage, User
 from kavach_core.validation import problems_of
@@ -203,6 +205,9 @@ _PARTS: Final[dict[str, Callable[[], str]]] = {
     "exec-options": lambda: _options(ExecOptions, CommandOptions),
     "exec-result": lambda: _results(ExecResult),
     "usage": lambda: _results(Usage),
+    "file-options": lambda: _options(FileOptions),
+    "file-stat": lambda: _results(FileStat),
+    "transferred": lambda: _results(Transferred),
     "command-line": _command_line,
 }
 

@@ -51,6 +51,10 @@ void tree_walk_at_once(tree_visitor *visit) {
     tree_walk_step(WALK_AT_ONCE, 1, visit);
 }
 
+bool tree_is_crowded(unsigned limit) {
+    return limit == 0;
+}
+
 int tree_slot_of(pid_t pid) {
     return pid % SLOTS;
 }

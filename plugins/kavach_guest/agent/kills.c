@@ -12,6 +12,8 @@
 enum {
     /* About a millisecond of work, so that the other channels are served in between. */
     WALK_BUDGET = 32,
+    /* Who needs longer gets no processor, and has to freeze the box before it can go on. */
+    STARVED_MS = 4,
     /* One walk can miss a process that forks, ends and wraps around to a low pid meanwhile. */
     CLEAN_WALKS = 2,
     /* After kill(-1) the end of the last child usually tells more cheaply than a walk. */
@@ -21,6 +23,8 @@ enum {
     FULL_BUFFER_MS = 1,
     /* A channel that is not dead by then may be a fork bomb that gets more of the processors. */
     STRUGGLE_MS = 60,
+    /* So many can take the processors away before a walk has met them. */
+    CROWD = 128,
     STOPPED_MAX = 256,
     DOOMED_MAX = 4096, /* who comes later is met by the next walk */
 };
@@ -53,21 +57,6 @@ static bool strike_all(const struct channel *channel) {
         return false;
     kill(-1, SIGKILL);
     return true;
-}
-
-void kills_ask(struct channel *channel) {
-    if (channel->kill.asked++ > 0)
-        return;
-    int64_t now = now_ms();
-    channel->kill = (struct killing){.asked = 1, .deadline = now + KILL_PATIENCE_MS};
-    pause_ms = PAUSE_FIRST_MS;
-    next_walk = now;
-    if (strike_all(channel)) {
-        next_walk += GRACE_MS;
-    } else if (channel->pid > 0 && !identity_is_plain()) {
-        kill(-channel->pid, SIGKILL);
-        kill(channel->pid, SIGKILL);
-    }
 }
 
 static void answer(struct channel *channel, uint32_t remaining) {
@@ -143,6 +132,32 @@ static void kill_in_a_frozen_box(void) {
     next_walk = now_ms() + pause_ms;
 }
 
+/* A crowd may take the processors away before a walk has met it, for seconds: so the freeze first. */
+static void strike_first(struct channel *channel, int64_t now) {
+    if (strike_all(channel)) {
+        next_walk = now + GRACE_MS;
+    } else if (!identity_is_plain()) {
+        if (channel->pid > 0) {
+            kill(-channel->pid, SIGKILL);
+            kill(channel->pid, SIGKILL);
+        }
+        if ((channel->kill.frozen = tree_is_crowded(CROWD))) {
+            stopped_count = 0;
+            kill_in_a_frozen_box();
+        }
+    }
+}
+
+void kills_ask(struct channel *channel) {
+    if (channel->kill.asked++ > 0)
+        return;
+    int64_t now = now_ms();
+    channel->kill = (struct killing){.asked = 1, .deadline = now + KILL_PATIENCE_MS};
+    pause_ms = PAUSE_FIRST_MS;
+    next_walk = now;
+    strike_first(channel, now);
+}
+
 /* Once for each KILL: when the box is too large for one step, for there may not be another one soon,
    and when the channel lives on all the same. */
 static bool needs_freezing(int64_t now) {
@@ -192,6 +207,17 @@ static void end_walk(int64_t now) {
     pause_ms = pause_ms < PAUSE_LONGEST_MS ? pause_ms * 2 : PAUSE_LONGEST_MS;
 }
 
+/* True when the walk is complete. */
+static bool walk_on(int64_t now) {
+    /* Between two steps children may be reaped, and their children become orphans of nobody. */
+    if (identity_is_plain())
+        return tree_walk_step(WALK_KILL, UINT32_MAX, visit);
+    for (int i = 0; i < WALK_BUDGET && now_ms() - now < STARVED_MS; i++)
+        if (tree_walk_step(WALK_KILL, 1, visit))
+            return true;
+    return false;
+}
+
 /* Answers those whose time is over, and finds the next deadline; 0 if nobody waits. What is not
    known to be dead counts as alive. */
 static int64_t check_deadlines(int64_t now) {
@@ -223,8 +249,7 @@ int kills_advance(void) {
     int64_t now = now_ms();
     if (!walking && now >= next_walk)
         begin_walk();
-    /* Between two steps children may be reaped, and their children become orphans of nobody. */
-    if (walking && tree_walk_step(WALK_KILL, identity_is_plain() ? UINT32_MAX : WALK_BUDGET, visit))
+    if (walking && walk_on(now))
         end_walk(now);
     if (needs_freezing(now))
         kill_in_a_frozen_box();

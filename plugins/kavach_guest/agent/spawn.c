@@ -19,6 +19,7 @@ enum {
     DEFAULT_UMASK = 0022,
     FIXED_DESCRIPTORS = 24, /* 0 to 2, what is prepared, the pipes being made, and some */
     DESCRIPTORS_PER_CHANNEL = 3,
+    NICE_STEP = 19,
 };
 
 /* What the child reads, and where it says why it failed: it runs in the agent's memory, and the
@@ -26,6 +27,7 @@ enum {
 static struct launch {
     const struct request *request;
     gid_t marker;
+    int priority;
     int descriptors[3];
     volatile int stage;
     volatile int error;
@@ -137,6 +139,10 @@ static int child_main(void *unused) {
         umask(r->umask);
     if (setrlimit(RLIMIT_NOFILE, &command_limit) != 0)
         return failed(STAGE_RESOURCES, errno);
+    /* Among hundreds that never rest the agent has to come round in time to kill them. Only those of
+       one box are compared: outside, its cgroup counts. */
+    if (setpriority(PRIO_PROCESS, 0, launch.priority) != 0)
+        return failed(STAGE_RESOURCES, errno);
     error = identity_become(r, launch.marker);
     if (error != 0)
         return failed(STAGE_IDENTITY, error);
@@ -198,6 +204,7 @@ static void create_process(const struct request *r, int slot, const int theirs[3
     launch = (struct launch){
         .request = r,
         .marker = (gid_t)(MARKER_FIRST + slot),
+        .priority = getpriority(PRIO_PROCESS, 0) + (identity_is_plain() ? 0 : NICE_STEP),
         .descriptors = {theirs[0] < 0 ? null_device : theirs[0], theirs[1], theirs[2]},
     };
     if (r->rows > 0)

@@ -69,6 +69,14 @@ void tree_walk_at_once(tree_visitor *visit) {
         ;
 }
 
+bool tree_is_crowded(unsigned limit) {
+    unsigned count = 0;
+    rewinddir(lists[WALK_AT_ONCE]);
+    while (count <= limit && procfs_next(lists[WALK_AT_ONCE]) != 0)
+        count++;
+    return count > limit;
+}
+
 int tree_slot_of(pid_t pid) {
     struct process process;
     return inspect(pid, &process) ? process.slot : TREE_NOBODY;

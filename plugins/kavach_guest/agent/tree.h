@@ -34,6 +34,9 @@ bool tree_walk_step(enum tree_walk walk, unsigned budget, tree_visitor *visit);
 /* Visits all living processes in one step. */
 void tree_walk_at_once(tree_visitor *visit);
 
+/* Whether there are more processes than that, without looking at any. */
+bool tree_is_crowded(unsigned limit);
+
 /* The slot of one process, also of a zombie that nobody has waited for. */
 int tree_slot_of(pid_t pid);
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kavach_core.errors import SandboxGone as SandboxGone
     from kavach_core.errors import StartFailed as StartFailed
     from kavach_core.errors import UnsupportedPolicy as UnsupportedPolicy
+    from kavach_core.errors import WrongLoop as WrongLoop
     from kavach_core.files import SandboxFiles as SandboxFiles
     from kavach_core.files import Transferred as Transferred
     from kavach_core.guest_files import FileKind as FileKind
@@ -84,6 +85,7 @@ _HOMES = {
         "SandboxGone",
         "StartFailed",
         "UnsupportedPolicy",
+        "WrongLoop",
     ),
     "files": ("SandboxFiles", "Transferred"),
     "guest_files": ("FileKind", "FileStat"),

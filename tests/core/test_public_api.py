@@ -58,6 +58,7 @@ API = [
     "UnsupportedPolicy",
     "Usage",
     "User",
+    "WrongLoop",
     "create_sandbox",
     "load_config",
     "open_pool",

@@ -68,6 +68,8 @@ class _Shortages:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             _register(self._event, group)
+        except FileNotFoundError:
+            self.close()  # this kernel tells nobody: what it counts itself has to do
         except OSError:
             self.close()
             raise
@@ -82,8 +84,9 @@ class _Shortages:
             return False
 
     def close(self) -> None:
-        os.close(self._event)
-        self._event = -1
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
 
 
 def _register(event: int, group: str) -> None:

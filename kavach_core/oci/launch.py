@@ -12,7 +12,7 @@ import time
 
 from kavach_core.oci.cgroup_tree import CgroupTree
 from kavach_core.oci.idrange import IdRange
-from kavach_core.reaper.files import remove_path
+from kavach_core.reaper.files import mounts_below, remove_path
 from kavach_core.reaper.groups import kill, open_member
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
@@ -192,8 +192,13 @@ class Launch:
         """
         left = self.cgroup.remove()
         if not left:  # as long as somebody is in it, the rest tells who
-            left = [path for path in (*self._state_left(), self.bundle) if not remove_path(path)]
+            left = self._remove_files()
         if not left:
-            self._ledger.strike(self.box_id)
             self._ids.release()
+            self._ledger.strike(self.box_id)
         return left
+
+    def _remove_files(self) -> list[str]:
+        state = self._state_left()
+        mounted = mounts_below(self._state) if state else []
+        return mounted or [path for path in (*state, self.bundle) if not remove_path(path)]

@@ -89,7 +89,11 @@ class OciBox:
         self._counters = Counters(layout, launch.cgroup.name)
         self._freezer = Freezer(layout, launch.cgroup.name)
         self.last_words = ""
-        self.process = HostProcess(launch.command, pipes=True)
+        try:
+            self.process = HostProcess(launch.command, pipes=True)
+        except OSError:
+            self._counters.close()
+            raise
 
     async def usage(self) -> Usage:
         """Return what the box has used so far, or had used in all when it has ended."""

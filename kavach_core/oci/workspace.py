@@ -156,9 +156,10 @@ class Workspace:
         return Path(self.instance.path)
 
     def remove(self) -> None:
-        """Remove all of it, boxes that are still there included. A forked child's call does nothing."""
-        if os.getpid() != self._owner:
+        """Remove all of it, boxes that are still there included. A second call, or a forked child's, does nothing."""
+        if os.getpid() != self._owner or self not in _current:
             return
+        _current.remove(self)
         left = self.instance.remove()
         if left:
             _log.error("left on the host: %s", ", ".join(left))

@@ -54,8 +54,9 @@ class Ledger:
             OSError: when it cannot be written; then it must not be made.
         """
         with self._lock:
-            self._boxes[box_id] = {"box": box_id, **record}
-            _append(self._file, [self._boxes[box_id]])
+            line = {"box": box_id, **record}
+            _append(self._file, [line])
+            self._boxes[box_id] = line
 
     def strike(self, box_id: str) -> None:
         """Write down that a box is known to be gone.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext
-from typing import Final, Unpack
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
+from typing import Final, TypeVar, Unpack
 
 import trio
 
@@ -38,6 +38,8 @@ from kavach_core.types import User
 from kavach_core.validation import is_encodable
 
 Data = bytes | bytearray | memoryview | str | AsyncIterable[bytes]
+
+S = TypeVar("S")
 
 _NEW_DIRECTORY: Final = 0o755
 
@@ -196,7 +198,7 @@ class SandboxFiles:
         call = self._arguments({"user": user}, offset=offset)
         target = call.path("path", path)
         call.check()
-        return self._files.read(ReadRequest(user=call.user, path=target, offset=offset))
+        return self._named(self._files.read(ReadRequest(user=call.user, path=target, offset=offset)))
 
     def open_write(
         self,
@@ -215,9 +217,8 @@ class SandboxFiles:
         call = self._arguments({"user": user}, mode=mode)
         target = call.path("path", path)
         call.check()
-        return self._files.write(
-            WriteRequest(user=call.user, path=target, mode=mode, append=append, create_parents=create_parents)
-        )
+        request = WriteRequest(user=call.user, path=target, mode=mode, append=append, create_parents=create_parents)
+        return self._named(self._files.write(request))
 
     async def list(
         self, path: StrPath = ".", *, max_entries: int = DEFAULT_ENTRIES, **options: Unpack[FileOptions]
@@ -399,6 +400,16 @@ class SandboxFiles:
     def _arguments(self, options: FileOptions, **numbers: object) -> Arguments:
         self._require_running()
         return Arguments(cwd=self._cwd, user=self._user, options=options, **numbers)
+
+    @asynccontextmanager
+    async def _named(self, opened: AbstractAsyncContextManager[S]) -> AsyncIterator[S]:
+        """Say in errors which sandbox it was."""
+        try:
+            async with opened as stream:
+                yield stream
+        except FileOperationFailed as error:
+            error.sandbox_id = error.sandbox_id or self._sandbox_id
+            raise
 
     @contextmanager
     def _watch(self, call: Arguments, path: StrPath) -> Iterator[None]:

@@ -450,6 +450,36 @@ async def test_cancellation_leaves_nothing(backend: str) -> None:
         assert not [name for name in running if "kavach" in name]
 
 
+FULL = """
+import os, signal
+while True:
+    try:
+        if os.fork() == 0:
+            signal.pause()
+    except BlockingIOError:
+        pass
+"""
+
+
+async def test_a_box_that_is_full_of_processes(backend: str) -> None:
+    """Where the kernel counts the tool as well; gVisor counts what a user starts, and the agent starts the tool."""
+    if backend == "gvisor":
+        pytest.skip("the tool is not counted there")
+    async with box(backend, limits=kavach_api.Limits(pids=8)) as sandbox:
+        bomb = await sandbox.spawn("python3", "-c", FULL)
+        failures = []
+        with trio.fail_after(30):
+            while not failures:
+                try:
+                    await sandbox.files.write("x", b"x")
+                except FileOperationFailed as error:
+                    failures.append(error)
+        assert "cannot start the file tool" in str(failures[0])
+        assert failures[0].sandbox_id == sandbox.id
+        await bomb.kill()
+        await sandbox.files.write("x", b"x")
+
+
 async def test_a_tool_that_is_stopped_waits_for_the_deadline(backend: str) -> None:
     stopper = KILLER.replace("SIGKILL", "SIGSTOP")
     async with box(backend) as sandbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import signal
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -135,9 +136,9 @@ class Tool:
             await trio.sleep_forever()
         return self._ended or GuestExit(exit_code=None, signal=9)
 
-    async def send_signal(self, signal: int) -> None:
+    async def send_signal(self, number: int) -> None:
         """Be woken."""
-        self.signals.append(signal)
+        self.signals.append(number)
 
     async def kill(self) -> None:
         """Be killed."""
@@ -342,7 +343,7 @@ async def test_a_cancelled_write_is_never_finished(autojump_clock: trio.testing.
     """Also where the cancellation does not leave the block: half a piece was sent, and no more may follow."""
     del autojump_clock
     tool = Tool(DONE, takes=300_000, ended=None)
-    with pytest.raises(FileOperationFailed, match="not all of it was sent"):
+    with pytest.raises(FileOperationFailed, match="not all of it was sent") as caught:
         async with files(tool).open_write("x") as stream:
             with trio.move_on_after(1):
                 await stream.send_all(bytes(1_000_000))
@@ -352,6 +353,8 @@ async def test_a_cancelled_write_is_never_finished(autojump_clock: trio.testing.
     assert tool.stdin.closed
     assert not tool.stdin.heard.endswith(DONE)
     assert tool.killed
+    assert tool.signals == [signal.SIGCONT]
+    assert caught.value.sandbox_id == "00ff"
 
 
 async def test_an_error_in_the_block_is_no_end_of_the_file() -> None:

@@ -22,6 +22,7 @@ Start = Callable[[ExecRequest], Awaitable[GuestProcess]]
 # It exits right after its last word, and when its input ends too soon it first removes what it had begun.
 _END_SECONDS: Final = 0.5
 _SEND_BYTES: Final = 65_536
+_TOO_LARGE: Final = "raise max_bytes, or read it piece by piece with open_read"
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +205,7 @@ def error_of(failed: Failed, path: bytes) -> OSError:
     name = file_records.text(failed.path or path)
     match failed.reason:
         case file_records.TOO_LARGE:
-            return FileTooLarge(f"{_show(name)} is larger than allowed", filename=name, hint="raise max_bytes")
+            return FileTooLarge(f"{_show(name)} is larger than allowed", filename=name, hint=_TOO_LARGE)
         case file_records.TOO_MANY:
             return FileTooLarge(f"{_show(name)} has more names than allowed", filename=name, hint="raise max_entries")
         case file_records.TOO_DEEP:

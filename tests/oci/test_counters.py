@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
+from kavach_guest import oci_boot
 
 import kavach_core as kavach_api
 from kavach_core import Limits
@@ -15,6 +18,7 @@ from kavach_core.oci.freezer import Freezer
 from kavach_core.policy import ByteSize
 from kavach_core.types import LimitEvents
 
+Runner = Callable[..., "subprocess.CompletedProcess[bytes]"]
 MIB = 1024 * 1024
 HOG = "x = b'1' * (1024 * 1024 * 1024)"
 SPAWN = """
@@ -86,6 +90,41 @@ async def test_refused_processes_are_counted(backend: str) -> None:
         await process.kill()
     assert events(sandbox).pids_refusals == 11
     assert (await sandbox.usage()).pids_peak == 21
+
+
+COUNT = """
+import os, time
+made = 0
+try:
+    while made < 100:
+        if os.fork() == 0:
+            time.sleep(1000)
+        made += 1
+except OSError:
+    pass
+print(made, flush=True)
+"""
+
+
+@pytest.mark.parametrize("backend", ["runc", "crun"])
+@pytest.mark.needs_runc
+@pytest.mark.needs_crun
+def test_the_bound_is_exact_on_the_command_line(run_kavach: Runner, backend: str) -> None:
+    """The long way, and as that did."""
+    for _ in range(2):
+        done = run_kavach("run", "-b", backend, "--pids", "20", "--", "python3", "-c", COUNT)
+        assert done.stdout == b"19\n"
+
+
+@pytest.mark.parametrize("backend", ["runc", "crun"])
+@pytest.mark.needs_runc
+@pytest.mark.needs_crun
+async def test_it_is_our_cgroup_that_bounds(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Without the bound that is set once the box has booted, there is room for what the runtime needed."""
+    monkeypatch.setattr(oci_boot, "_booted_tasks", lambda _: None)
+    async with kavach_api.open_sandbox(backend=backend, limits=Limits(pids=20)) as sandbox:
+        result = await sandbox.exec("python3", "-c", COUNT, timeout=60)
+    assert 19 < int(result.stdout) < 100
 
 
 def test_version_2_counts_in_our_group(tmp_path: Path) -> None:

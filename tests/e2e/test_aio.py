@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kavach_core as kavach
-from kavach_core import aio
-from kavach_core.errors import WrongLoop
+from kavach_core import WrongLoop, aio
 from kavach_core.types import Output
 
 if TYPE_CHECKING:

@@ -258,9 +258,11 @@ async def test_errors_are_the_built_in_ones(call: Any, number: int, error: type[
 
 
 async def test_an_error_without_a_path_is_about_the_call(call: Any) -> None:  # noqa: ANN401
+    tool = Tool(failed(errno.EACCES))
     with pytest.raises(PermissionError) as caught:
-        await call(files(Tool(failed(errno.EACCES))))
+        await call(files(tool))
     assert caught.value.filename == "/work/x"
+    assert not tool.killed, "it ends by itself"
 
 
 async def test_errors_of_our_own() -> None:

@@ -68,6 +68,7 @@ class FileCall:
         self._path = path
         self._parser = RecordParser()
         self._complete = False
+        self._failed = False
         self._torn = False
         self._unsent: list[bytes] = []
         self._unsent_size = 0
@@ -88,6 +89,7 @@ class FileCall:
                 await self._raise_early_end()
             records = self._parse(bytes(data))
             if records and isinstance(records[-1], Failed):
+                self._failed = True
                 raise error_of(records[-1], self._path)
             if records and isinstance(records[-1], Done):
                 self._complete = True
@@ -189,9 +191,10 @@ class FileCall:
     async def aclose(self) -> None:
         """End the tool, if it has not ended by itself."""
         process = self._process
+        ends_by_itself = self._complete or self._failed
         with trio.CancelScope(shield=True), contextlib.suppress(SandboxError):  # gone: what it was about is gone too
-            with trio.move_on_after(_END_SECONDS if self._complete or process.stdin is not None else 0) as scope:
-                if process.stdin is not None and not self._complete:
+            with trio.move_on_after(_END_SECONDS if ends_by_itself or process.stdin is not None else 0) as scope:
+                if process.stdin is not None and not ends_by_itself:
                     await process.send_signal(signal.SIGCONT)  # or it could not hear that its input ends
                     await process.stdin.aclose()
                 await process.wait()

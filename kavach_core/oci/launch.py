@@ -115,6 +115,7 @@ class Launch:
         self.cgroup = CgroupTree(group, roots=plan.cgroup_roots, settings=plan.cgroup_settings)
         self._ids = IdRange.take(plan.base)
         try:
+            instance.guard()
             self._ledger.announce(box_id, self._record())
             os.mkdir(self.bundle, _MODE)
             self._write_spec()

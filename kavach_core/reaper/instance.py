@@ -12,6 +12,7 @@ A watchdog is there before any of this.
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 
@@ -59,8 +60,10 @@ class Instance:
         self._roots = roots
         self._lock = -1
         fresh = f"{FRESH_PREFIX}{word}-{owner['pid']}-{owner['start']}-{owner['namespace']}"
-        watched = [base, f"{PREFIX}{word}", fresh, self.group, str(owner["pid"])]
-        self._watchdog = Watchdog(watchdog, [*watched, *roots])
+        watched = [base, f"{PREFIX}{word}", fresh, self.group, str(owner["pid"]), *roots]
+        self._watched = (watchdog, watched)
+        self._watchdog = Watchdog(*self._watched)
+        self._guarding = _thread.allocate_lock()
         try:
             self._make(f"{base}/{fresh}", owner)
         except OSError:
@@ -79,6 +82,17 @@ class Instance:
         # Under its own name only now: who sees it unlocked may take its owner for dead.
         os.rename(fresh, self.path)
         self.ledger.relocate(self.path)
+
+    def guard(self) -> None:
+        """See that there is a watchdog: somebody may have killed it. To be called before anything is made.
+
+        Raises:
+            OSError: when there is none and another cannot be started.
+        """
+        with self._guarding:
+            if not self._watchdog.is_alive():
+                fallen, self._watchdog = self._watchdog, Watchdog(*self._watched)
+                fallen.dismiss()
 
     @property
     def watchdog_pid(self) -> int:
@@ -108,8 +122,8 @@ class Instance:
             if not remove_directory(f"{root}/{self.group}"):
                 return False
         try:
-            for entry in os.scandir(f"{self.path}/state"):
-                os.rmdir(entry.path)  # a runtime's state root
+            for name in os.listdir(f"{self.path}/state"):
+                os.rmdir(f"{self.path}/state/{name}")  # a runtime's state root
             for part in _PARTS:
                 os.rmdir(f"{self.path}/{part}")
             os.unlink(f"{self.path}/{LEDGER}")

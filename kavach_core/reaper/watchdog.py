@@ -43,12 +43,14 @@ class Watchdog:
         """What it keeps open here."""
         return self._pipe, self._handle
 
+    def is_alive(self) -> bool:
+        """Say whether it still watches."""
+        return not _has_ended(self._handle, 0)
+
     def dismiss(self) -> None:
         """Tell it that nothing is left to do, and see it end; if something is left, it does that first."""
         os.close(self._pipe)
-        poll = select.poll()
-        poll.register(self._handle, select.POLLIN)
-        if poll.poll(_FAREWELL_SECONDS * 1000):
+        if _has_ended(self._handle, _FAREWELL_SECONDS):
             _reap(self._handle)
         os.close(self._handle)
 
@@ -56,6 +58,12 @@ class Watchdog:
         """Let go of it in a forked child, whose it is not."""
         os.close(self._pipe)
         os.close(self._handle)
+
+
+def _has_ended(handle: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _reap(handle: int) -> None:

@@ -51,6 +51,18 @@ def test_an_instance_is_made_and_removed(tmp_path: Path, instance: Instance) -> 
     assert identity.start_of(instance.watchdog_pid) is None
 
 
+def test_a_watchdog_that_was_killed_is_followed_by_another(instance: Instance) -> None:
+    first = instance.watchdog_pid
+    instance.guard()
+    assert instance.watchdog_pid == first
+    os.kill(first, 9)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    instance.guard()
+    assert instance.watchdog_pid != first
+    assert identity.start_of(instance.watchdog_pid) is not None
+    assert instance.remove() == []
+
+
 def test_boxes_that_are_still_there_go_with_it(tmp_path: Path, instance: Instance) -> None:
     bundle = Path(instance.path, "bundles", "0123456789abcdef")
     bundle.mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 from kavach_core.config import NOBODY, SandboxConfig, check_user, to_user
 from kavach_core.errors import ConfigError, FieldProblem
@@ -95,7 +95,11 @@ def build_command(
         ConfigError: with every argument that is wrong.
     """
     timeout = options.get("timeout")
-    problems = [*check_bounds(options), *_check_input(options.get("input"))]
+    problems = [
+        *refuse_unknown(options, ExecOptions),
+        *check_bounds(options),
+        *_check_input(options.get("input")),
+    ]
     request = build_request(
         argv,
         options,
@@ -117,6 +121,17 @@ def build_command(
         on_stderr=options.get("on_stderr"),
         tty_sizes=options.get("tty_sizes"),
     )
+
+
+def refuse_unknown(options: Mapping[str, Any], known: Any) -> Iterator[FieldProblem]:  # noqa: ANN401 - a TypedDict
+    """Refuse options that there are none of: left out in silence, one might have been a limit.
+
+    Args:
+        options: what the caller wrote.
+        known: the TypedDict that has all there are.
+    """
+    for name in sorted(options.keys() - known.__optional_keys__):
+        yield FieldProblem(name, "no such option", f"one of {', '.join(sorted(known.__optional_keys__))}")
 
 
 def check_bounds(options: ExecOptions) -> Iterator[FieldProblem]:

@@ -237,7 +237,7 @@ class StartFailed(ExecError):  # noqa: N818 - as above
     code = "start_failed"
 
 
-class FileOperationFailed(SandboxError):
+class FileOperationFailed(SandboxError):  # noqa: N818 - as above
     """A call on the files of a box did not come to its end: who does it there was killed, or makes no sense."""
 
     code = "file_operation_failed"

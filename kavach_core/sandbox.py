@@ -13,7 +13,7 @@ import trio
 
 from kavach_core import capabilities
 from kavach_core.abc import Backend, GuestStartError, Planner, QuickPlan, SandboxSpec, Session
-from kavach_core.commands import CommandOptions, ExecOptions, build_command, build_request
+from kavach_core.commands import CommandOptions, ExecOptions, build_command, build_request, refuse_unknown
 from kavach_core.concurrency import Registry
 from kavach_core.config import NOBODY, SandboxConfig
 from kavach_core.control.registry import register, unregister
@@ -99,10 +99,9 @@ def merge_fields(config: SandboxConfig | None, fields: SandboxFields) -> Sandbox
         ConfigError: when a field is wrong, or none of a configuration.
     """
     changes: dict[str, Any] = dict(fields)  # SandboxConfig itself converts and checks what the caller may write
-    unknown = [name for name in changes if name not in SandboxFields.__annotations__]
+    unknown = list(refuse_unknown(changes, SandboxFields))
     if unknown:
-        known = ", ".join(SandboxFields.__annotations__)
-        raise ConfigError([FieldProblem(name, "no such field", f"one of {known}") for name in unknown])
+        raise ConfigError(unknown)
     base = config if config is not None else SandboxConfig()
     return attrs.evolve(base, **changes) if changes else base
 
@@ -211,7 +210,15 @@ class Sandbox:
         """
         require_running(self._state, sandbox_id=self.id)
         exec_id = next(self._exec_ids)
-        request = build_request(argv, options, config=self.config, cwd=self._spec.cwd, exec_id=exec_id, stdin=stdin)
+        request = build_request(
+            argv,
+            options,
+            config=self.config,
+            cwd=self._spec.cwd,
+            exec_id=exec_id,
+            stdin=stdin,
+            problems=list(refuse_unknown(options, CommandOptions)),
+        )
         self._require_terminal(request.terminal is not None)
         try:
             return Process(await self._session.start(request), argv=argv, exec_id=exec_id)

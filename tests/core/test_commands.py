@@ -153,3 +153,13 @@ def test_a_command_is_bounded_as_a_whole() -> None:
 def test_a_large_environment_counts_name_and_value() -> None:
     many = {f"V{number:06}": "x" * 87 for number in range(MAX_COMMAND_BYTES // 100)}
     assert refused("x", env=many) == ["argv"]
+
+
+@pytest.mark.parametrize("name", ["tineout", "Timeout", "check", "memory"])
+def test_an_option_that_there_is_not_is_refused(name: str) -> None:
+    """Left out in silence, it might have been a limit."""
+    with pytest.raises(ConfigError) as caught:
+        build_command(("x",), {name: 1}, config=SandboxConfig(), cwd="/")  # type: ignore[arg-type,misc]  # what is tested
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.reason) == (name, "no such option")
+    assert "timeout" in (problem.hint or "")

@@ -23,6 +23,8 @@ struct stream {
     uint32_t credit;
     bool eof_sent;
     bool hung_up;   /* no writer is left, and the rest waits for credit */
+    uint8_t streak; /* small reads in a row, each as soon as the last was done */
+    bool resting;   /* for a moment, so that the next read is worth its while */
     bool lingering; /* no writer is left, but the process's end may come in a moment */
 };
 

@@ -39,6 +39,7 @@ enum {
     LINGER_MS = 1,
     LINGER_ROUNDS = 16,
     HOLD_MS = 1,
+    REST_NS = 100000,
 };
 
 /* Not a handler and ppoll: with descriptors always ready, a pending signal would never be seen. */
@@ -51,6 +52,7 @@ static struct {
     struct stream *stream;
 } subjects[PLACES];
 static nfds_t places;
+static bool rests; /* some stream is left out of the table for a moment */
 
 static _Noreturn void refuse(const char *problem) {
     static const char name[] = "kavach-agent: ";
@@ -156,7 +158,9 @@ static bool add_channel(struct channel *channel) {
         return true;
     for (int i = 0; i < 2; i++) {
         struct stream *stream = &channel->out[i];
-        int events = stream_events(channel, stream);
+        int events = stream->resting ? STREAM_IDLE : stream_events(channel, stream);
+        rests = rests || stream->resting;
+        stream->resting = false;
         if (events != STREAM_IDLE)
             add_place(stream->fd, events, channel, stream);
     }
@@ -168,6 +172,7 @@ static bool build_places(bool holds) {
     static unsigned first;
     bool lingers = false;
     places = 0;
+    rests = false;
     add_place(STDIN_FILENO, host_is_held() ? 0 : POLLIN, NULL, NULL);
     add_place(STDOUT_FILENO, out_pending() > 0 && !holds ? POLLOUT : 0, NULL, NULL);
     add_place(children, POLLIN, NULL, NULL);
@@ -197,8 +202,11 @@ static void serve_channels(void) {
     for (nfds_t i = FIXED_PLACES; i < places; i++) {
         struct channel *channel = subjects[i].channel;
         struct stream *stream = subjects[i].stream;
-        if (polled[i].revents == 0)
+        if (polled[i].revents == 0) {
+            if (stream != NULL)
+                stream->streak = 0;
             continue;
+        }
         if (stream == NULL) {
             if (input_waits(&channel->in))
                 input_continue(&channel->in);
@@ -246,6 +254,11 @@ static bool flush_or_hold(void) {
     return held;
 }
 
+static int wait_for_events(int timeout) {
+    const struct timespec rest = {.tv_nsec = REST_NS};
+    return rests && timeout != 0 ? ppoll(polled, places, &rest, NULL) : poll(polled, places, timeout);
+}
+
 static _Noreturn void run(void) {
     bool more_to_reap = false;
     int timeout = -1;
@@ -258,7 +271,7 @@ static _Noreturn void run(void) {
             timeout = soonest(timeout, LINGER_MS);
         if (more_to_reap)
             timeout = 0;
-        int ready = poll(polled, places, timeout);
+        int ready = wait_for_events(timeout);
         if (ready < 0)
             end_box_because("poll fails");
         if (more_to_reap || polled[CHILDREN].revents != 0)

@@ -1,6 +1,7 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
@@ -10,7 +11,10 @@
 
 enum {
     SCRATCH_SIZE = 65536,
-    LAST_READS = 3, /* a full pipe is two frames, and the end is one more read */
+    LAST_READS = 6, /* a full pipe is five frames at most, and the end is one more read */
+    SMALL_READ = 32768,
+    STREAK = 16,
+    BUSY_PIPE_SIZE = 262144,
 };
 
 static unsigned char scratch[SCRATCH_SIZE];
@@ -48,12 +52,25 @@ static bool discard(struct stream *stream) {
     return note_read(stream, read(stream->fd, scratch, sizeof scratch));
 }
 
+/* A command that writes small pieces without a pause would wake the agent, and the agent the host, for
+   each of them. It is given a larger pipe, and its output a moment to gather in it. */
+static void note_size(struct stream *stream, ssize_t n) {
+    if (n <= 0 || n >= SMALL_READ) {
+        stream->streak = 0;
+        return;
+    }
+    if (stream->streak < STREAK && ++stream->streak == STREAK)
+        (void)fcntl(stream->fd, F_SETPIPE_SZ, BUSY_PIPE_SIZE);
+    stream->resting = stream->streak == STREAK;
+}
+
 static bool forward(struct channel *channel, struct stream *stream) {
     size_t room;
     unsigned char *place = out_data_begin(&room);
     if (place == NULL)
         return false;
     ssize_t n = read(stream->fd, place, room < stream->credit ? room : stream->credit);
+    note_size(stream, n);
     if (n > 0) {
         uint8_t number = (uint8_t)(stream - channel->out + 1);
         stream->credit -= (uint32_t)n;

@@ -269,6 +269,10 @@ async def test_cancelled_transfers_leave_nothing(backend: str, tmp_path: Path) -
 
 async def test_a_full_box_leaves_nothing_of_an_upload(backend: str, tmp_path: Path) -> None:
     make_tree(tmp_path / "from")
+    closed = tmp_path / "from" / "closed"
+    closed.mkdir()
+    (closed / "file").touch()
+    closed.chmod(0)
     async with box(backend, limits=kavach_api.Limits(tmp=2 * MIB)) as sandbox:
         with pytest.raises(OSError, match="No space left") as caught:
             await sandbox.files.upload(tmp_path / "from", "/tmp/tree")

@@ -564,6 +564,39 @@ def test_an_unpack_that_breaks_off_leaves_nothing(tool: Run, tmp_path: Path) -> 
     assert mode_of(tmp_path / "tree" / "d") == 0o555
 
 
+@pytest.mark.needs_root
+def test_its_own_closed_directories_are_no_hindrance_to_it(tool: Run, mine: Path) -> None:
+    told = entry("", FileKind.DIRECTORY) + directory("d", directory("e", file("f"), mode=0o500), mode=0o000)
+    assert tool("unpack", "0", mine / "tree", told=told, user=65534).status == ABANDONED
+    assert not list(mine.iterdir())
+
+
+def test_nothing_is_made_before_it_is_spoken_to(tool: Run, tmp_path: Path) -> None:
+    assert tool("write", AS_IT_IS, "0", "1", tmp_path / "a" / "file", told=b"").status == ABANDONED
+    assert tool("unpack", "1", tmp_path / "b" / "tree", told=b"").status == ABANDONED
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("build", ["release", "sanitized"])
+def test_a_directory_that_is_moved_meanwhile_leads_nowhere_else(
+    programs: dict[str, Path], tmp_path: Path, build: str
+) -> None:
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    tree.mkdir()
+    elsewhere.mkdir()
+    command = [programs[build], "--files", "unpack", "0", tree]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(entry("", FileKind.DIRECTORY) + entry("d", FileKind.DIRECTORY) + file("f"))
+        process.stdin.flush()
+        while not (tree / "d" / "f").exists():
+            assert process.poll() is None
+        (tree / "d").rename(elsewhere / "d")
+        said, _ = process.communicate(UP + file("intruder") + UP + END, timeout=SECONDS)
+    assert RecordParser().feed(said) == [Failed(errno.ESTALE, os.fsencode(tree / "d"))]
+    assert [path.name for path in elsewhere.iterdir()] == ["d"]
+
+
 def test_a_merge_that_breaks_off_leaves_whole_files(tool: Run, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     told = entry("", FileKind.DIRECTORY) + file("b", b"whole") + entry("a") + data(b"half")
@@ -605,6 +638,16 @@ def test_unpack_goes_through_no_link(tool: Run, tmp_path: Path) -> None:
     assert not (tree / "f").is_symlink()
     assert not list((tmp_path / "outside").iterdir())
     assert tool("unpack", "0", tree / "f", told=directory("") + END).reason == errno.ENOTDIR
+
+
+@pytest.mark.parametrize("second", [file("l"), directory("l", file("x")), entry("l", FileKind.SYMLINK, target=".")])
+def test_a_name_that_comes_twice_is_no_way_through_a_link(tool: Run, tmp_path: Path, second: bytes) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for target in ("../outside", "../outside/new"):
+        told = directory("", entry("l", FileKind.SYMLINK, target=target), second) + END
+        assert tool("unpack", "0", tmp_path / "tree", told=told).reason == errno.EEXIST
+    assert [path.name for path in tmp_path.rglob("*")] == ["outside"]
 
 
 @given(

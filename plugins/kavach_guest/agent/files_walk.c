@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -156,16 +157,34 @@ const char *walk_leave(struct walk *walk) {
     return name;
 }
 
+/* Gives the owner back the rights to a directory that may not even be opened. By a descriptor that
+   followed no link; chmod takes it by its name in /proc. */
+static void make_accessible(int parent, const char *name) {
+    char path[32];
+    struct stat about;
+    int fd = openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (fstat(fd, &about) == 0 && S_ISDIR(about.st_mode))
+        (void)chmod(path, 0700);
+    close(fd);
+}
+
+static int open_to_remove(int parent, const char *name, bool force) {
+    if (force)
+        make_accessible(parent, name);
+    return directory_open(parent, name);
+}
+
 /* True if `name` was a directory, and the walk has gone into it. */
 static bool unlink_or_enter(struct walk *walk, const char *name, bool force) {
     if (unlinkat(walk->fd, name, 0) == 0 || errno == ENOENT)
         return false;
     int refusal = errno;
-    int fd = directory_open(walk->fd, name);
+    int fd = open_to_remove(walk->fd, name, force);
     if (fd < 0)
         walk_fail(walk, name, (uint32_t)(errno == ENOTDIR || errno == ELOOP ? refusal : errno));
-    if (force)
-        (void)fchmod(fd, 0700);
     walk_enter(walk, fd, name, NO_MODE);
     walk_read_names(walk);
     return true;
@@ -173,11 +192,9 @@ static bool unlink_or_enter(struct walk *walk, const char *name, bool force) {
 
 void tree_remove(int directory, const char *name, const char *path, bool force) {
     struct walk walk = {.root = path, .fd = -1};
-    int fd = directory_open(directory, name);
+    int fd = open_to_remove(directory, name, force);
     if (fd < 0)
         walk_fail_errno(&walk, "");
-    if (force)
-        (void)fchmod(fd, 0700);
     walk_enter(&walk, fd, "", NO_MODE);
     walk_read_names(&walk);
     while (walk.depth > 0) {

@@ -63,6 +63,10 @@ class CgroupTree:
         """Return the host's ids of the processes in our group and below it."""
         return {pid for directory in self._directories() for pid in members(directory)}
 
+    def processes_of_runtime(self) -> list[int]:
+        """Return those in the runtime's group, as one hierarchy has them."""
+        return list(members(f"{self._settings[0][0]}/{self.name}/box")) if self._settings else []
+
     def kill(self) -> None:
         """Send SIGKILL to every process of the box, once."""
         for pid in self.pids():

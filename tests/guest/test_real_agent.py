@@ -24,7 +24,7 @@ from kavach_guest.session import AgentSession
 from kavach_core.abc import GuestStartError
 from kavach_core.errors import SandboxGone
 from kavach_core.execution import Command, Run, run_command
-from kavach_core.types import ExecRequest, LimitEvents, Outcome, Usage, User
+from kavach_core.types import Bound, ExecRequest, LimitEvents, Outcome, Usage, User
 
 OURSELVES = User(uid=os.getuid(), gid=os.getgid())
 ENV = (b"PATH=/usr/bin:/bin", b"LANG=C.UTF-8")
@@ -250,7 +250,7 @@ async def test_a_deadline_kills_and_keeps_what_was_written() -> None:
     marker = f"kavach-plain-{os.getpid()}-{random.randrange(10**9)}"
     async with plain_session() as session:
         run = await execute(session, "sh", "-c", f"echo partial; sleep 1000; : {marker}", timeout=0.3)
-        assert run.timed_out
+        assert run.stopped_by is Bound.TIMEOUT
         assert run.stdout.data == b"partial\n"
         assert alive(marker) == []
         assert (await execute(session, "true")).exit is not None

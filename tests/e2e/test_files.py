@@ -482,10 +482,24 @@ async def test_a_box_that_is_full_of_processes(backend: str) -> None:
         await sandbox.files.write("x", b"x")
 
 
+# Only what is the tool already: what is stopped on the way to it stops the agent, and costs the box.
+STOPPER = """
+import os, signal
+print("ready", flush=True)
+while True:
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as words:
+                if b"--files" in words.read().split(b"\\0"):
+                    os.kill(int(name), signal.SIGSTOP)
+        except OSError:
+            pass
+"""
+
+
 async def test_a_tool_that_is_stopped_waits_for_the_deadline(backend: str) -> None:
-    stopper = KILLER.replace("SIGKILL", "SIGSTOP")
     async with box(backend) as sandbox:
-        process = await sandbox.spawn("python3", "-c", stopper)
+        process = await sandbox.spawn("python3", "-c", STOPPER)
         assert await process.stdout.receive_some() == b"ready\n"
         with trio.fail_after(60):
             for _ in range(50):
@@ -497,7 +511,7 @@ async def test_a_tool_that_is_stopped_waits_for_the_deadline(backend: str) -> No
                 pytest.fail("never stopped")
         await process.kill()
         await sandbox.files.write("x", b"done")
-        assert await names(sandbox) == ["x"]
+        assert await sandbox.files.read("x") == b"done"
 
 
 # --- where there is nothing -------------------------------------------------------------------------

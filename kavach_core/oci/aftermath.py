@@ -8,6 +8,7 @@ keeps the box, so that the end of this process, its watchdog, the next sweep or 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -17,6 +18,7 @@ from attrs import define
 from kavach_core.errors import CleanupError
 
 _log = logging.getLogger(__name__)
+_MOST_THREADS: Final = 4
 _MOST_PENDING: Final = 64
 """So many boxes may be dead and not removed: who closes more waits, or they would heap up faster than they can go."""
 
@@ -38,6 +40,18 @@ class Tally:
 
 tally = Tally()
 """Of all boxes of this process."""
+_counting = threading.Lock()
+
+_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("_threads")
+
+
+def threads() -> trio.CapacityLimiter:
+    """Return the bound on threads for such work in this loop: its own, as those of the caller may all be busy."""
+    try:
+        return _threads.get()
+    except LookupError:
+        _threads.set(trio.CapacityLimiter(_MOST_THREADS))
+        return _threads.get()
 
 
 async def finish(work: Callable[[], Awaitable[None]]) -> None:
@@ -48,17 +62,21 @@ async def finish(work: Callable[[], Awaitable[None]]) -> None:
     Raises:
         CleanupError: whatever ``work`` raises.
     """
-    tally.pending += 1
+    _count(pending=1)
     try:
         with trio.CancelScope(shield=True):
             await work()
     except BaseException:
-        tally.failed += 1
+        _count(pending=-1, failed=1)
         raise
-    else:
-        tally.removed += 1
-    finally:
-        tally.pending -= 1
+    _count(pending=-1, removed=1)
+
+
+def _count(*, pending: int, removed: int = 0, failed: int = 0) -> None:
+    with _counting:  # each thread of the process may have a loop of its own
+        tally.pending += pending
+        tally.removed += removed
+        tally.failed += failed
 
 
 async def finish_later(work: Callable[[], Awaitable[None]]) -> None:

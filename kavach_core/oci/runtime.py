@@ -15,7 +15,7 @@ import trio
 from attrs import evolve, frozen
 
 from kavach_core.errors import CleanupError, SandboxError, SandboxGone
-from kavach_core.oci.aftermath import finish, finish_later
+from kavach_core.oci.aftermath import finish, finish_later, threads
 from kavach_core.oci.cgroups import CgroupLayout, read_usage
 from kavach_core.oci.counters import Counters
 from kavach_core.oci.freezer import Freezer
@@ -203,7 +203,6 @@ class OciBox:
             if first is not None:
                 os.close(first)
         if dead:
-            self._keep_counters()
             await finish_later(self._remove)
         else:
             await finish(self._remove)
@@ -258,7 +257,7 @@ class OciBox:
         deadline = trio.current_time() + END_DEADLINE_SECONDS
         while True:
             # In a thread: each directory may wait for the kernel, and the loop has others to serve.
-            left = await trio.to_thread.run_sync(self._launch.remove)
+            left = await trio.to_thread.run_sync(self._launch.remove, limiter=threads())
             if not left or trio.current_time() >= deadline:
                 return left
             self._launch.cgroup.kill()

@@ -10,17 +10,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _DEEPEST = 8
+_READ_BYTES = 16_384
 
 
 def members(directory: str) -> list[int]:
     """Return the host's ids of the processes that are in one group itself."""
     try:
-        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-            text = file.read()
+        file = os.open(f"{directory}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
+    text = b""
+    try:
+        while part := os.read(file, _READ_BYTES):
+            text += part
+    except OSError:  # it has just been removed, and nobody is in it
+        return []
+    finally:
+        os.close(file)
     # 0 stands for a process of another pid namespace, which cannot be ours.
-    return [int(word) for word in text.split() if word != "0"]
+    return [int(word) for word in text.split() if word != b"0"]
 
 
 def kill_member(pid: int, name: str) -> None:

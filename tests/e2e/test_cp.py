@@ -22,11 +22,10 @@ import kavach_core as kavach_api
 from kavach_core import blocking
 from kavach_core.control.client import ask, find_boxes
 from kavach_core.control.wire import Copied, Direction, Refused, Request, encode_request
-from kavach_core.errors import SandboxError, SandboxGone
+from kavach_core.errors import SandboxError
 
 MIB = 1024**2
 BOUND_SECONDS = 60
-HELD = "echo ready; exec sleep 1000"
 
 
 class Held:
@@ -57,10 +56,10 @@ class Held:
         """Say whether it has imported trio, which brings the library's TLS along."""
         return "/_ssl." in Path(f"/proc/{self.process.pid}/maps").read_text()
 
-    def has_open(self, path: Path) -> bool:
-        """Say whether it has a file open."""
+    def has_open(self, directory: Path) -> bool:
+        """Say whether it has a file below a directory open."""
         links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return any(os.path.realpath(link) == str(path) for link in links)
+        return any(os.path.realpath(link).startswith(f"{directory}/") for link in links)
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
@@ -78,8 +77,9 @@ def hold(kavach: Path, backend: str, way: str, host: Any) -> Iterator[Hold]:  # 
     """Start ``kavach run`` with a script that says ``ready`` on standard error, and wait for that."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(script: str, *options: str, **streams: Any) -> Held:  # noqa: ANN401 - for Popen
-        command = [kavach, "run", "-b", backend, *options, "--", "sh", "-c", f"echo ready >&2; {script}"]
+    def start(script: str, *options: str, before: str = "true", **streams: Any) -> Held:  # noqa: ANN401 - for Popen
+        words = ["sh", "-c", f"{before} && echo ready >&2; {script}"]
+        command = [kavach, "run", "-b", backend, *options, "--", *words]
         given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **streams}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, **given)
         started.append(process)
@@ -228,7 +228,10 @@ def feed(pipe: IO[bytes], data: bytes) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 70_000, 1_000_000, 5_000_000, 11_900_000])
 def test_no_byte_is_lost_or_doubled(hold: Hold, way: str, after: int, tmp_path: Path) -> None:
-    """A stream goes both ways while somebody asks for the box, when so much has come, and once more a little later."""
+    """A stream goes both ways while somebody asks for the box when so much of it has come.
+
+    The last times the command has ended and some of its output has not been read.
+    """
     data = secrets.token_bytes(12_000_000)
     box = hold("cat; exit 7", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     stdin, stdout = box.process.stdin, box.process.stdout
@@ -315,70 +318,77 @@ def test_a_signal_in_the_middle_of_it(hold: Hold) -> None:
 # --- clients and owners that end, and clients that are odd ------------------------------------------
 
 
+LARGE = "truncate -s 1000M /work/large"
+"""A file that costs the box nothing, and is not copied in a moment."""
+
+
 @pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """A file that is not copied in a moment."""
-    path = tmp_path / "large"
-    with path.open("wb") as file:
-        file.truncate(4096 * MIB)
+def target(tmp_path: Path) -> Path:
+    """A directory to copy into."""
+    path = tmp_path / "target"
+    path.mkdir()
     return path
 
 
-def begin(box: Held, large: Path, host: Any) -> socket.socket:  # noqa: ANN401 - a witness of conftest
-    """Ask for a long copy, and return when it has begun."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(box.control)
-    asked = Request(box=box.id, direction=Direction.UPLOAD, local=str(large), remote="/work/large")
-    connection.sendall(encode_request(asked))
-    assert host.until(lambda: box.has_open(large))
-    return connection
+def outcome(asked: Callable[[], Copied | Refused]) -> str:
+    """Return the code of what came of a copy, whoever tells it."""
+    try:
+        answer = asked()
+    except SandboxError as error:
+        return error.code
+    return answer.code if isinstance(answer, Refused) else "copied"
 
 
-def test_a_client_that_ends_ends_its_copy(hold: Hold, host: Any, large: Path, tmp_path: Path) -> None:  # noqa: ANN401
-    box = hold("exec sleep 1000", "--memory", "64M")
-    begin(box, large, host).close()
-    assert host.until(lambda: not box.has_open(large))
-    assert isinstance(box.download("/work", tmp_path / "seen"), Copied)
-    assert list((tmp_path / "seen").iterdir()) == []
+def test_a_client_that_ends_ends_its_copy(hold: Hold, host: Any, target: Path, tmp_path: Path) -> None:  # noqa: ANN401
+    box = hold("exec sleep 1000", before=LARGE)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(box.control)
+        asked = Request(box=box.id, direction=Direction.DOWNLOAD, local=str(target), remote="large")
+        connection.sendall(encode_request(asked))
+        assert host.until(lambda: box.has_open(target), seconds=30)
+    assert host.until(lambda: not box.has_open(target), seconds=30)
+    assert list(target.iterdir()) == []
+    assert isinstance(box.download("/etc/passwd", tmp_path / "one"), Copied)
     assert box.process.poll() is None
 
 
-def test_kavach_cp_that_is_killed(hold: Hold, host: Any, kavach: Path, large: Path) -> None:  # noqa: ANN401
-    box = hold("exec sleep 1000", "--memory", "64M")
-    with subprocess.Popen([kavach, "cp", large, f"{box.id}:large"]) as client:
-        assert host.until(lambda: box.has_open(large), seconds=30)
+def test_kavach_cp_that_is_killed(hold: Hold, host: Any, kavach: Path, target: Path) -> None:  # noqa: ANN401
+    box = hold("exec sleep 1000", before=LARGE)
+    with subprocess.Popen([kavach, "cp", f"{box.id}:large", target]) as client:
+        assert host.until(lambda: box.has_open(target), seconds=30)
         client.kill()
-    assert host.until(lambda: not box.has_open(large))
+    assert host.until(lambda: not box.has_open(target), seconds=30)
+    assert list(target.iterdir()) == []
 
 
-def test_an_owner_that_ends_meanwhile(hold: Hold, host: Any, large: Path) -> None:  # noqa: ANN401
-    box = hold("exec sleep 1000", "--memory", "64M")
+def test_an_owner_that_ends_meanwhile(hold: Hold, host: Any, target: Path) -> None:  # noqa: ANN401
+    box = hold("exec sleep 1000", before=LARGE)
     with ThreadPoolExecutor() as others:
-        asked = others.submit(box.upload, large, "/work/large")
-        assert host.until(lambda: box.has_open(large))
+        asked = others.submit(box.download, "large", target)
+        assert host.until(lambda: box.has_open(target), seconds=30)
         assert box.end() == 128 + signal.SIGTERM
-        with pytest.raises(SandboxGone):
-            asked.result()
+        assert outcome(asked.result) == "sandbox_gone"
+    assert list(target.iterdir()) == []
 
 
-async def test_a_sandbox_that_is_closed_meanwhile(backend: str, large: Path) -> None:
+async def test_a_sandbox_that_is_closed_meanwhile(backend: str, target: Path) -> None:
+    codes: list[str] = []
     with trio.fail_after(BOUND_SECONDS):
-        sandbox = await kavach_api.create_sandbox(backend=backend)
-        asked = Request(box=sandbox.id, direction=Direction.UPLOAD, local=str(large), remote="large")
-        answers: list[Copied | Refused] = []
-        owned = find_boxes(sandbox.id)[0]
+        async with kavach_api.open_sandbox(backend=backend) as sandbox:
+            await sandbox.shell(LARGE, check=True)
+            owned = find_boxes(sandbox.id)[0]
+            asked = Request(box=sandbox.id, direction=Direction.DOWNLOAD, local=str(target), remote="large")
 
-        async def copy() -> None:
-            answers.append(await trio.to_thread.run_sync(ask, owned, asked))
+            async def copy() -> None:
+                codes.append(await trio.to_thread.run_sync(outcome, lambda: ask(owned, asked)))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(copy)
-            while not await sandbox.processes():  # noqa: ASYNC110 - a box sets no trio.Event
-                await trio.sleep(0.01)
-            await sandbox.aclose()
-    (answer,) = answers
-    assert isinstance(answer, Refused)
-    assert answer.code == "sandbox_gone"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(copy)
+                while not list(target.iterdir()):  # noqa: ASYNC110, ASYNC240 - the file system sets no trio.Event
+                    await trio.sleep(0.01)
+                await sandbox.aclose()
+    assert codes == ["sandbox_gone"]
+    assert list(target.iterdir()) == []  # noqa: ASYNC240 - nothing waits for it
 
 
 def test_odd_clients_do_no_harm(hold: Hold, way: str, tmp_path: Path) -> None:

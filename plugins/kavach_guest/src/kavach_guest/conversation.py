@@ -157,14 +157,14 @@ class Conversation:
         sources = [self._box.receive_fd]
         if self.input_open and self.command.stdin_credit and self.command.exit is None:
             sources.append(0)
-        if self._knocker() >= 0:
+        if self.command.exit is None and self._knocker() >= 0:
             sources.append(self._knocker())
         return ready(sources, seconds)
 
     def _knocker(self) -> int:
-        """Return the descriptor at which somebody may knock now, or -1: only a command that runs can be handed over."""
-        runs = self.command.pid is not None and self.command.exit is None and not self._killing
-        return self._box.knock_fd if runs else -1
+        """Return the descriptor at which somebody may knock now, or -1: only what has been started is handed over."""
+        started = self.command.pid is not None and not self._killing
+        return self._box.knock_fd if started else -1
 
     def _take(self) -> None:
         data = self._box.receive(_NAP_SECONDS)
@@ -176,9 +176,6 @@ class Conversation:
             if frame.channel != self.command.number:
                 raise protocol.ProtocolViolation("a frame for a channel that is not open")
             apply(frame, self.command)
-            self._pass_on()
-        if self._knocked and self.command.exit is not None:
-            self._knocked = False  # it has just ended, and with it the reason to let somebody in
             self._pass_on()
 
     def _pass_on(self) -> None:

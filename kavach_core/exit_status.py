@@ -8,6 +8,11 @@ SIGNAL_EXIT_BASE = 128
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
+EXIT_KILLED = 137
+
+WANT_OF_MEMORY = "the kernel killed for want of memory"
+"""What ``kavach run`` says when that is why a command failed."""
+
 _NO_SUCH_FILE = 2
 
 

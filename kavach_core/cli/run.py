@@ -26,7 +26,7 @@ from kavach_core.cli.terminal import our_terminal
 from kavach_core.commands import ExecOptions, build_command, check_bounds
 from kavach_core.config import SandboxConfig
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.exit_status import SIGNAL_EXIT_BASE
+from kavach_core.exit_status import SIGNAL_EXIT_BASE, WANT_OF_MEMORY
 from kavach_core.outcomes import describe_start_failure
 from kavach_core.policy import ByteSize
 from kavach_core.sandbox import Sandbox, open_sandbox
@@ -220,6 +220,8 @@ async def _connected(sandbox: Sandbox, command: _Command) -> int:
             result = await sandbox.exec(*command.argv, **(options | terminal))
         if result.start_failure is not None:
             print(f"kavach: {describe_start_failure(result)}", file=sys.stderr)
+        elif result.oom_kills and not result.ok and not result.timed_out:
+            print(f"kavach: {WANT_OF_MEMORY}", file=sys.stderr)
         return result.exit_code
     return SIGNAL_EXIT_BASE + signal.SIGPIPE
 

@@ -13,6 +13,7 @@ import os
 from typing import Final
 
 from kavach_core.oci.cgroups import CgroupLayout
+from kavach_core.oci.shortages import Shortages
 from kavach_core.types import LimitEvents
 
 _TABLE_BYTES: Final = 4096
@@ -32,7 +33,7 @@ class Counters:
     def __init__(self, layout: CgroupLayout, name: str) -> None:
         version_1 = layout.version == 1
         memory, pids = (str(layout.hierarchies.get(c) or layout.unified) for c in ("memory", "pids"))
-        self._shortages = _Shortages(f"{memory}/{name}") if version_1 else None
+        self._shortages = Shortages(f"{memory}/{name}") if version_1 else None
         kills = (f"{memory}/{name}/box/memory.oom_control",) if version_1 else (f"{memory}/{name}/memory.events",)
         self._kills = _Table("oom_kill", *kills)
         self._refusals = _Table("max", f"{pids}/{name}/pids.events", f"{pids}/{name}/box/pids.events")
@@ -59,46 +60,6 @@ class Counters:
         self._refusals.close()
         if self._shortages is not None:
             self._shortages.close()
-
-
-class _Shortages:
-    """Tells when a group of version 1 has met the limit on memory and could not free any."""
-
-    def __init__(self, group: str) -> None:
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            _register(self._event, group)
-        except FileNotFoundError:
-            self.close()  # this kernel tells nobody: what it counts itself has to do
-        except OSError:
-            self.close()
-            raise
-
-    def have_come(self) -> bool:
-        """Say whether there was one since the last call."""
-        if self._event < 0:
-            return False
-        try:
-            return os.eventfd_read(self._event) > 0
-        except BlockingIOError:
-            return False
-
-    def close(self) -> None:
-        if self._event >= 0:
-            os.close(self._event)
-            self._event = -1
-
-
-def _register(event: int, group: str) -> None:
-    control = os.open(f"{group}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        register = os.open(f"{group}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(register, f"{event} {control}".encode())
-        finally:
-            os.close(register)
-    finally:
-        os.close(control)
 
 
 class _Table:

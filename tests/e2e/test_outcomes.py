@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 
@@ -10,6 +12,9 @@ from kavach_core import Limits, Outcome
 from kavach_core.errors import LimitExceeded, SandboxGone
 from kavach_core.policy import ByteSize
 from kavach_core.types import Bound
+
+if TYPE_CHECKING:
+    from tests.conftest import Runner
 
 MIB = 1024 * 1024
 HOG = "held = bytearray(1 << 30)\nfor at in range(0, 1 << 30, 4096): held[at] = 1"
@@ -77,6 +82,17 @@ async def test_want_of_memory_with_check(backend: str) -> None:
         with pytest.raises(LimitExceeded, match="memory") as caught:
             await sandbox.exec("python3", "-c", HOG, timeout=60, check=True)
         assert caught.value.result.outcome is Outcome.OOM_KILLED
+
+
+@pytest.mark.usefixtures("way")
+def test_want_of_memory_on_the_command_line(run_kavach: Runner, backend: str) -> None:
+    options = ("run", "-b", backend, "--memory", "128M", "--")
+    for _ in range(2):  # the second way needs an earlier run with these options
+        done = run_kavach(*options, "python3", "-c", HOG)
+        assert (done.returncode, done.stdout) == (137, b"")
+        assert b"kavach: the kernel killed for want of memory\n" in done.stderr
+        plain = run_kavach(*options, "sh", "-c", "kill -9 $$")
+        assert (plain.returncode, plain.stderr) == (137, b"")
 
 
 # --- processes ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from kavach_core import Limits
 from kavach_core.oci.cgroups import CgroupLayout
 from kavach_core.oci.counters import Counters
 from kavach_core.oci.freezer import Freezer
+from kavach_core.oci.shortages import killed_for_memory
 from kavach_core.policy import ByteSize
 from kavach_core.types import LimitEvents
 
@@ -187,3 +188,17 @@ def test_a_host_that_cannot_stop_a_box_says_so() -> None:
     with pytest.raises(FileNotFoundError):
         Freezer(layout, "kavach-x").freeze()
     assert not Freezer(layout, "kavach-x").is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("events", "killed"),
+    [
+        (None, False),
+        ("low 0\nhigh 0\nmax 7\noom 1\noom_kill 0\n", False),
+        ("oom 1\noom_kill 2\noom_group_kill 0\n", True),
+    ],
+)
+def test_a_kill_in_a_group_of_version_2(tmp_path: Path, events: str | None, *, killed: bool) -> None:
+    if events is not None:
+        (tmp_path / "memory.events").write_text(events)
+    assert killed_for_memory(str(tmp_path)) is killed

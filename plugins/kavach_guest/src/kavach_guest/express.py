@@ -12,8 +12,9 @@ import os
 import signal
 import time
 
-from kavach_core.exit_status import EXIT_FAILED, SIGNAL_EXIT_BASE
+from kavach_core.exit_status import EXIT_FAILED, EXIT_KILLED, EXIT_TIMEOUT, SIGNAL_EXIT_BASE, WANT_OF_MEMORY
 from kavach_core.oci.launch import BoxPlan, Launch
+from kavach_core.oci.shortages import Shortages, killed_for_memory
 from kavach_core.reaper.files import remove_path
 from kavach_core.reaper.instance import Instance
 from kavach_core.reaper.sweep import sweep
@@ -118,7 +119,16 @@ def _talk(box: Box, request: dict[str, Any], argv: list[str], signals: Signals) 
         from kavach_guest.adoption import adopt  # noqa: PLC0415 - hardly ever needed, and imports all there is
 
         result = adopt(conversation, box, signals)
-    return result
+    command = conversation.command
+    return _explained(result, box, gone=command.exit is None and command.failure is None)
+
+
+def _explained(result: tuple[int, str], box: Box, *, gone: bool) -> tuple[int, str]:
+    """Say why a command failed, if it was for want of memory: on gVisor the whole box is gone then."""
+    status, _ = result
+    if status in (0, EXIT_TIMEOUT) or not box.has_lacked_memory():
+        return result
+    return (EXIT_KILLED if gone else status), WANT_OF_MEMORY
 
 
 class Box:
@@ -139,6 +149,8 @@ class Box:
         self.receive_fd = -1
         self.knock_fd = -1
         self._knock_path = ""
+        self._memory_group = ""
+        self._shortages: Shortages | None = None
 
     def start(self) -> bool:
         """Start the runtime with our pipes as its input and output; False when that cannot be done."""
@@ -165,9 +177,22 @@ class Box:
             os.close(guest_in)
             os.close(guest_out)
         self._pidfd = os.pidfd_open(self._pid)
+        self._watch_memory(self._launch)
         # What is below can wait until our runtime boots.
         self._listen(self._instance)
         sweep(plan.base, plan.cgroup_roots)
+
+    def _watch_memory(self, launch: Launch) -> None:
+        for root, file, _, _ in self._plan.cgroup_settings:
+            if file in ("memory.limit_in_bytes", "memory.max"):
+                self._memory_group = f"{root}/{launch.cgroup.name}"
+                self._shortages = Shortages(self._memory_group) if file == "memory.limit_in_bytes" else None
+
+    def has_lacked_memory(self) -> bool:
+        """Say whether the kernel has killed somebody in the box for want of memory."""
+        if self._shortages is not None:
+            return self._shortages.have_come()
+        return bool(self._memory_group) and killed_for_memory(self._memory_group)
 
     def _listen(self, instance: Instance) -> None:
         from kavach_core.control.listening import listen  # noqa: PLC0415 - as the rest, while the runtime boots
@@ -228,6 +253,8 @@ class Box:
         if self.knock_fd >= 0:
             os.close(self.knock_fd)
             remove_path(self._knock_path)
+        if self._shortages is not None:
+            self._shortages.close()
         if self._instance is not None:
             left = self._instance.remove()
         return left

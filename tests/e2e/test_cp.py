@@ -255,8 +255,10 @@ def test_no_byte_is_lost_or_doubled(hold: Hold, way: str, after: int, tmp_path: 
 
 def test_it_is_reached_while_nobody_reads_its_output(hold: Hold, tmp_path: Path) -> None:
     size = 4 * MIB
-    script = f"head -c {size} /dev/zero | tr '\\0' x; head -c {size} /dev/zero | tr '\\0' y; exec sleep 1000"
-    box = hold(script, stdout=subprocess.PIPE)
+    script = f"read x; head -c {size} /dev/zero | tr '\\0' x; head -c {size} /dev/zero | tr '\\0' y; exec sleep 1000"
+    box = hold(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert box.process.stdin is not None
+    feed(box.process.stdin, b"\n")
     stdout = box.process.stdout
     assert stdout is not None
     assert isinstance(box.download("/etc/passwd", tmp_path / "one"), Copied)
@@ -270,7 +272,9 @@ def test_our_output_does_not_become_another_for_others(hold: Hold, tmp_path: Pat
     """Whoever shares a pipe with us relies on its flags."""
     reading, writing = os.pipe()
     try:
-        box = hold("head -c 1000000 /dev/zero; exec sleep 1000", stdout=writing)
+        box = hold("read x; head -c 1000000 /dev/zero; exec sleep 1000", stdin=subprocess.PIPE, stdout=writing)
+        assert box.process.stdin is not None
+        feed(box.process.stdin, b"\n")  # what is stuck would keep the word on the other stream back
         assert isinstance(box.download("/etc/passwd", tmp_path / "one"), Copied)
         assert os.get_blocking(writing)
     finally:

@@ -190,6 +190,14 @@ def open_path() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture
+def deep_path() -> Iterator[Path]:
+    """An empty directory for trees that are deeper than pytest's own clean-up, which recurses, can bear."""
+    path = Path(tempfile.mkdtemp(prefix="deep-"))
+    yield path
+    subprocess.run(["rm", "-rf", "--", path], check=True)
+
+
 # --- the host, as a witness -------------------------------------------------------------------------
 
 

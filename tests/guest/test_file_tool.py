@@ -446,19 +446,19 @@ def test_remove(tool: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_remove_and_pack_of_what_is_deeper_than_any_path(tool: Run, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
+def test_remove_and_pack_of_what_is_deeper_than_any_path(tool: Run, deep_path: Path) -> None:
+    descriptor = os.open(deep_path, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("deep", dir_fd=descriptor)
         below = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
         descriptor = below
     os.close(descriptor)
-    packed = tool("pack", tmp_path / "deep")
+    packed = tool("pack", deep_path / "deep")
     assert packed.reason == file_records.TOO_DEEP
-    assert packed.path == str(tmp_path / Path(*["deep"] * 257))
-    assert tool("remove", "1", tmp_path / "deep").ok
-    assert not list(tmp_path.iterdir())
+    assert packed.path == str(deep_path / Path(*["deep"] * 257))
+    assert tool("remove", "1", deep_path / "deep").ok
+    assert not list(deep_path.iterdir())
 
 
 @pytest.mark.needs_root

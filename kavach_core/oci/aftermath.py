@@ -63,6 +63,10 @@ async def finish(work: Callable[[], Awaitable[None]]) -> None:
         CleanupError: whatever ``work`` raises.
     """
     _count(pending=1)
+    await _finish(work)
+
+
+async def _finish(work: Callable[[], Awaitable[None]]) -> None:
     try:
         with trio.CancelScope(shield=True):
             await work()
@@ -81,7 +85,9 @@ def _count(*, pending: int, removed: int = 0, failed: int = 0) -> None:
 
 async def finish_later(work: Callable[[], Awaitable[None]]) -> None:
     """Have ``work`` done without waiting for it; do it now when much is pending, or trio takes no tasks any more."""
-    if tally.pending >= _MOST_PENDING:
+    much = tally.pending >= _MOST_PENDING
+    _count(pending=1)
+    if much:
         await _finish_quietly(work)
         return
     try:
@@ -92,7 +98,7 @@ async def finish_later(work: Callable[[], Awaitable[None]]) -> None:
 
 async def _finish_quietly(work: Callable[[], Awaitable[None]]) -> None:
     try:
-        await finish(work)
+        await _finish(work)
     except CleanupError as error:
         _log.error("sandbox %s: %s", error.sandbox_id, error)
     except Exception:  # noqa: BLE001 - in a system task it would end the caller's whole program

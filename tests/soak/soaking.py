@@ -8,8 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import frozen
 
+from kavach_core.oci import aftermath
 from kavach_core.oci.workspace import workspace
 
 LONG = bool(os.environ.get("KAVACH_SOAK"))
@@ -51,9 +53,7 @@ class Holdings:
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             threads=threading.active_count(),
             children=sum(stat.rpartition(")")[2].split()[1:2] == [own] for stat in stats),
-            cgroups=sum(
-                1 for name in ("kavach-*", "kavach-*/*", "*/kavach-*", "*/kavach-*/*") for _ in CGROUPS.glob(name)
-            ),
+            cgroups=_own_cgroups(),
             mounts=len(_read(Path("/proc/self/mountinfo")).splitlines()),
             rss=host_rss(),
         )
@@ -64,6 +64,13 @@ class Holdings:
             f"{name:<28} descriptors {self.descriptors:>4}  threads {self.threads:>3}  children {self.children:>3}  "
             f"cgroups {self.cgroups:>4}  mounts {self.mounts:>3}  RSS {self.rss / MIB:>6.1f} MiB"
         )
+
+
+async def settled() -> None:
+    """Wait until boxes that are closed are removed as well."""
+    with trio.fail_after(60):
+        while aftermath.tally.pending:  # noqa: ASYNC110 - it sets no trio.Event
+            await trio.sleep(0.01)
 
 
 def _own_cgroups() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from soaking import Holdings, rounds, show
+from soaking import Holdings, rounds, settled, show
 
 import kavach_core as kavach_api
 from kavach_core.errors import SandboxError
@@ -69,12 +69,14 @@ async def test_cancelled_at_random_moments(backend: str, tmp_path: Path, capsys:
     chance = random.Random(f"{SEED} {backend}")
     kinds = works(backend, tmp_path / "place")
     await one(kinds["open and close"][0], 60.0)  # what is made once in a process is there now
+    await settled()
     before, slowest = Holdings.now(), 0.0
     for number in range(count):
         name = list(kinds)[number % len(kinds)]
         work, most = kinds[name]
         slowest = max(slowest, await one(work, chance.random() * most))
         assert leftovers(tmp_path) == [], f"{name}, seed {SEED}"
+    await settled()
     after = Holdings.now()
     show(
         capsys,

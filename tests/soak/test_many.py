@@ -10,7 +10,7 @@ import time
 
 import pytest
 import trio
-from soaking import MIB, Holdings, rounds, show
+from soaking import MIB, Holdings, rounds, settled, show
 
 import kavach_core as kavach_api
 from kavach_core import Limits
@@ -29,10 +29,12 @@ async def test_runs_in_a_row_leave_everything_flat(backend: str, capsys: pytest.
     for number in range(10):
         await run(number)
     gc.collect()
+    await settled()
     before, began = Holdings.now(), time.monotonic()
     for number in range(count):
         await run(number)
     gc.collect()
+    await settled()
     after, seconds = Holdings.now(), time.monotonic() - began
     show(
         capsys,
@@ -52,10 +54,12 @@ async def test_commands_in_a_row_leave_everything_flat(backend: str, capsys: pyt
         for _ in range(20):
             await sandbox.exec("true", timeout=60)
         gc.collect()
+        await settled()
         before = Holdings.now()
         for number in range(count):
             assert (await sandbox.exec("echo", str(number), timeout=60)).stdout == f"{number}\n"
         gc.collect()
+        await settled()
         after = Holdings.now()
         assert await sandbox.processes() == ()
     show(capsys, before.row(f"{backend}, before"), after.row(f"{backend}, after {count} commands"))

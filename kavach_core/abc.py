@@ -193,7 +193,8 @@ class Session(Protocol):
         Cancellation: the work is shielded and bounded by a deadline of its own.
 
         Raises:
-            CleanupError: when something could not be removed; it names what.
+            CleanupError: when it is not dead after its deadline, or something of it could not be removed; it
+                names what. What is removed after the call has returned is logged when it fails.
         """
 
 

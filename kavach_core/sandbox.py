@@ -321,7 +321,8 @@ class Sandbox:
         Cancellation: shielded; the backend bounds it in time.
 
         Raises:
-            CleanupError: when something could not be removed.
+            CleanupError: when the box is not dead after its deadline. What could not be removed of a dead one
+                is logged, and left to ``kavach gc``.
         """
         if self._state is State.DESTROYED:
             return

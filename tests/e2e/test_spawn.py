@@ -185,7 +185,9 @@ async def test_the_processes_of_a_box(backend: str) -> None:
         result = await sandbox.exec(
             "sh", "-c", "sleep 1000 >/dev/null 2>&1 & while ! grep -q sleep /proc/$!/comm; do :; done"
         )
-        async with await sandbox.spawn("python3", "-c", "input()", stdin=True, user="1234:1234") as python:
+        program = "print('up', flush=True); input()"
+        async with await sandbox.spawn("python3", "-c", program, stdin=True, user="1234:1234") as python:
+            assert await python.stdout.receive_some() == b"up\n"
             found = {process.name: process for process in await sandbox.processes()}
             assert set(found) == {"sleep", "python3"}
             assert found["sleep"].exec_id == result.exec_id

@@ -203,8 +203,8 @@ static void serve_channels(void) {
         struct channel *channel = subjects[i].channel;
         struct stream *stream = subjects[i].stream;
         if (polled[i].revents == 0) {
-            if (stream != NULL)
-                stream->streak = 0;
+            if (stream != NULL && stream->streak > 0)
+                stream->streak--;
             continue;
         }
         if (stream == NULL) {

@@ -54,14 +54,15 @@ static bool discard(struct stream *stream) {
 
 /* A command that writes small pieces without a pause would wake the agent, and the agent the host, for
    each of them. It is given a larger pipe, and its output a moment to gather in it. */
-static void note_size(struct stream *stream, ssize_t n) {
-    if (n <= 0 || n >= SMALL_READ) {
+static void note_size(struct stream *stream, ssize_t n, size_t room) {
+    if (n <= 0) {
         stream->streak = 0;
         return;
     }
-    if (stream->streak < STREAK && ++stream->streak == STREAK)
+    if (n < SMALL_READ && stream->streak < STREAK && ++stream->streak == STREAK)
         (void)fcntl(stream->fd, F_SETPIPE_SZ, BUSY_PIPE_SIZE);
-    stream->resting = stream->streak == STREAK;
+    /* As long as it goes on like this; what has gathered is taken at once, one frame after the other. */
+    stream->resting = stream->streak == STREAK && (size_t)n < room;
 }
 
 static bool forward(struct channel *channel, struct stream *stream) {
@@ -69,8 +70,10 @@ static bool forward(struct channel *channel, struct stream *stream) {
     unsigned char *place = out_data_begin(&room);
     if (place == NULL)
         return false;
-    ssize_t n = read(stream->fd, place, room < stream->credit ? room : stream->credit);
-    note_size(stream, n);
+    if (stream->credit < room)
+        room = stream->credit;
+    ssize_t n = read(stream->fd, place, room);
+    note_size(stream, n, room);
     if (n > 0) {
         uint8_t number = (uint8_t)(stream - channel->out + 1);
         stream->credit -= (uint32_t)n;

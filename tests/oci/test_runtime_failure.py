@@ -95,7 +95,7 @@ async def test_what_it_says_is_kept_short(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 async def test_runtime_that_hangs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oci_boot, "BOOT_DEADLINE_SECONDS", 0.5)
-    with trio.fail_after(20), pytest.raises(kavach_api.CreateError):
+    with trio.fail_after(20), pytest.raises(kavach_api.CreateError, match="no sign of life"):
         await boot(program(tmp_path, "trap '' TERM; exec sleep 1000"))
 
 

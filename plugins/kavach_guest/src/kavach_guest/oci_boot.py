@@ -83,11 +83,17 @@ async def boot(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int
         box.has_booted()
     except (SandboxGone, GuestProtocolError, trio.TooSlowError, OSError) as error:
         await session.aclose()
-        raise _failed(plan, spec, box.last_words.strip() or str(error)) from error
+        raise _failed(plan, spec, box.last_words.strip() or _reason(error)) from error
     except BaseException:
         await session.aclose()
         raise
     return session
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no sign of life from its agent within {BOOT_DEADLINE_SECONDS:.0f} s"
+    return str(error)
 
 
 async def _greet(channel: GuestChannel, box: OciBox) -> None:

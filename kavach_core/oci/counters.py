@@ -74,12 +74,18 @@ class _Table:
         self._key = f"{key} ".encode()
         self._missing = list(paths)  # the runtime makes its group only while it starts
         self._open: list[int] = []
+        self._texts: list[bytes | None] = []
         self._closed = False
 
     def update(self) -> bool:
         """Read it; False when no file has it any more, or yet."""
-        self._open_missing()
-        found = [number for number in map(self._read, self._open) if number is not None]
+        if self._missing:
+            self._open_missing()
+        texts = [self._read(descriptor) for descriptor in self._open]
+        if texts and texts == self._texts:
+            return True  # this is asked twice for each command, and hardly ever has another answer
+        found = [number for number in map(self._number, texts) if number is not None]
+        self._texts = texts if len(found) == len(texts) else []
         self.value = max(found, default=self.value) if self.value is None else max([self.value, *found])
         return bool(found)
 
@@ -91,11 +97,14 @@ class _Table:
                 continue
             self._missing.remove(path)
 
-    def _read(self, descriptor: int) -> int | None:
+    def _read(self, descriptor: int) -> bytes | None:
         try:
-            lines = os.pread(descriptor, _TABLE_BYTES, 0).splitlines()
+            return os.pread(descriptor, _TABLE_BYTES, 0)
         except OSError:  # its group has been removed
             return None
+
+    def _number(self, text: bytes | None) -> int | None:
+        lines = (text or b"").splitlines()
         return next((int(line[len(self._key) :]) for line in lines if line.startswith(self._key)), None)
 
     def close(self) -> None:

@@ -25,33 +25,45 @@ class Counters:
     Args:
         layout: how the host has its cgroups.
         name: name of our group, which has to be there already.
+        refusals: it is our group that bounds processes, so that it counts those that are refused.
 
     Raises:
         OSError: when an event cannot be asked for.
     """
 
-    def __init__(self, layout: CgroupLayout, name: str) -> None:
+    def __init__(self, layout: CgroupLayout, name: str, *, refusals: bool = True) -> None:
         version_1 = layout.version == 1
         memory, pids = (str(layout.hierarchies.get(c) or layout.unified) for c in ("memory", "pids"))
         self._shortages = Shortages(f"{memory}/{name}") if version_1 else None
-        kills = (f"{memory}/{name}/box/memory.oom_control",) if version_1 else (f"{memory}/{name}/memory.events",)
-        self._kills = _Table("oom_kill", *kills)
-        self._refusals = _Table("max", f"{pids}/{name}/pids.events", f"{pids}/{name}/box/pids.events")
+        kills = f"{memory}/{name}/box/memory.oom_control" if version_1 else f"{memory}/{name}/memory.events"
+        self._kills = _Table("oom_kill", kills)
+        ours = () if version_1 else (f"{pids}/{name}/pids.events",)
+        self._refusals = _Table("max", *(*ours, f"{pids}/{name}/box/pids.events") if refusals else ())
+        self._owing = False
         self._untold = False
 
     def read(self) -> LimitEvents:
         """Return the counters as they are, or were when the box ended."""
-        # The shortage first: its kill is then surely counted by the next look, and never missed.
-        short = self._shortages is not None and self._shortages.have_come()
-        if self._kills.update():
-            self._untold = False
-        else:
-            self._untold = self._untold or short
+        self._count_kills()
         self._refusals.update()
         return LimitEvents(
             oom_kills=(self._kills.value or 0) + 1 if self._untold else self._kills.value,
             pids_refusals=self._refusals.value,
         )
+
+    def _count_kills(self) -> None:
+        """Look at the table of kills, unless nothing can have changed: this is asked twice for each command."""
+        # The shortage first: its kill is then counted by a look that comes later, and never missed.
+        short = self._shortages is not None and self._shortages.have_come()
+        self._owing = self._owing or short
+        known = self._kills.value
+        if known is not None and not self._owing and self._shortages is not None and self._shortages.are_told:
+            return
+        if self._kills.update():
+            self._untold = False
+            self._owing = self._owing and self._kills.value == known  # the shortage comes before its kill
+        else:
+            self._untold = self._untold or short
 
     def close(self) -> None:
         """Keep the last values, and nothing open. To be called while our group is still there."""
@@ -83,7 +95,7 @@ class _Table:
             self._open_missing()
         texts = [self._read(descriptor) for descriptor in self._open]
         if texts and texts == self._texts:
-            return True  # this is asked twice for each command, and hardly ever has another answer
+            return True
         found = [number for number in map(self._number, texts) if number is not None]
         self._texts = texts if len(found) == len(texts) else []
         self.value = max(found, default=self.value) if self.value is None else max([self.value, *found])

@@ -86,7 +86,9 @@ class OciBox:
         self._booted = False
         self._paused = False
         self._last_usage: Usage | None = None
-        self._counters = Counters(layout, launch.cgroup.name)
+        # Where an rlimit is the exact bound on processes, nobody counts what it refuses.
+        counted = bool(launch.plan.cgroup_settings_once_booted)
+        self._counters = Counters(layout, launch.cgroup.name, refusals=counted)
         self._freezer = Freezer(layout, launch.cgroup.name)
         self.last_words = ""
         try:
@@ -106,10 +108,7 @@ class OciBox:
 
     def limit_events(self) -> LimitEvents:
         """Return how often the box has met its limits, or had met them when it has ended."""
-        events = self._counters.read()
-        # Where an rlimit is the exact bound on processes, nobody counts what it refuses.
-        counted = bool(self._launch.plan.cgroup_settings_once_booted)
-        return events if counted else evolve(events, pids_refusals=None)
+        return self._counters.read()
 
     async def pause(self) -> None:
         """Stop every process of the box until ``resume``.

@@ -31,6 +31,11 @@ class Shortages:
             self.close()
             raise
 
+    @property
+    def are_told(self) -> bool:
+        """False when this kernel tells nobody, or nobody asks any more."""
+        return self._event >= 0
+
     def have_come(self) -> bool:
         """Say whether there was one since the last call."""
         if self._event < 0:

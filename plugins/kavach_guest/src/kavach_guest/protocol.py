@@ -170,8 +170,8 @@ class FrameParser:
     def __init__(self) -> None:
         self._buffer = b""
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take ``data`` and yield every frame that it completes.
+    def feed(self, data: bytes | memoryview) -> Iterator[Frame]:
+        """Take ``data`` and yield every frame that it completes. Nothing of it is referred to afterwards.
 
         Raises:
             ProtocolViolation: at the first frame that breaks a rule; the parser must not be used after that.
@@ -186,11 +186,11 @@ class FrameParser:
                 end = offset + _HEADER.size + length
                 if end > len(whole):
                     break
-                payload = whole[offset + _HEADER.size : end]
+                payload = bytes(whole[offset + _HEADER.size : end])
                 offset = end
                 yield Frame(type_, stream, channel, payload)
         finally:
-            self._buffer = whole[offset:]
+            self._buffer = bytes(whole[offset:])
 
     @property
     def idle(self) -> bool:

@@ -96,6 +96,10 @@ class GuestProcess(Protocol):
     stdout: trio.abc.ReceiveStream
     stderr: trio.abc.ReceiveStream
 
+    @property
+    def has_event(self) -> bool:
+        """True when ``next_event`` would not wait. One that always says False is slower, and not wrong."""
+
     async def next_event(self) -> Output | GuestExit | None:
         """Return what happens next: output of either stream, or the end of the first process; None after all of it.
 

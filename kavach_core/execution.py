@@ -269,13 +269,22 @@ async def _drain_late(run: Run, process: GuestProcess) -> None:
     ceiling = run.total + _LATE_OUTPUT_BYTES
     patience = DRAIN_GRACE_SECONDS
     while run.total <= ceiling and patience > 0:
-        asked, event = trio.current_time(), None
-        with trio.move_on_after(patience):
+        if process.has_event:
             event = await _next(run, process)
+        else:
+            event, waited = await _next_within(patience, run, process)
+            patience -= waited
         if event is None:
             return
-        patience -= trio.current_time() - asked
         await _note(run, event)
+
+
+async def _next_within(seconds: float, run: Run, process: GuestProcess) -> tuple[Output | GuestExit | None, float]:
+    """Return what happens next, or None when that takes too long, and for how long it was waited for."""
+    asked, event = trio.current_time(), None
+    with trio.move_on_after(seconds):
+        event = await _next(run, process)
+    return event, trio.current_time() - asked
 
 
 async def _note(run: Run, event: Output | GuestExit) -> None:

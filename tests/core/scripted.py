@@ -88,6 +88,11 @@ class Process:
         self._cpu_fails = cpu_fails
         self._started = trio.current_time()
 
+    @property
+    def has_event(self) -> bool:
+        """True once its time has come."""
+        return not self._script or trio.current_time() >= self._started + self._script[0][0]
+
     async def next_event(self) -> Output | GuestExit | None:
         """Return what comes next, at its time; lose nothing when cancelled."""
         at, what = self._script[0] if self._script else (0, None)

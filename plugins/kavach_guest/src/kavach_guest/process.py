@@ -135,11 +135,21 @@ class AgentProcess:
         self.stderr: trio.abc.ReceiveStream = self._outputs[Stream.STDERR]
         self._exit_told = False
 
+    @property
+    def has_event(self) -> bool:
+        """True when ``next_event`` would not wait."""
+        command = self._command
+        if (command.exit is not None) is not self._exit_told or any(
+            output.has_data for output in self._outputs.values()
+        ):
+            return True
+        return self._exit_told and (command.closing or all(output.ended for output in command.outputs.values()))
+
     async def next_event(self) -> Output | GuestExit | None:
         """Return the next piece of output or the end of the first process; None after both streams and it."""
         for output in self._outputs.values():
             await output.grant()
-        await self._channel.wait_for(self._has_event)
+        await self._channel.wait_for(lambda: self.has_event)
         command = self._command
         if command.exit is not None and not self._exit_told:
             self._exit_told = True
@@ -148,14 +158,6 @@ class AgentProcess:
             if output.has_data:
                 return Output(stream, output.take())
         return None
-
-    def _has_event(self) -> bool:
-        command = self._command
-        if (command.exit is not None) is not self._exit_told or any(
-            output.has_data for output in self._outputs.values()
-        ):
-            return True
-        return self._exit_told and (command.closing or all(output.ended for output in command.outputs.values()))
 
     async def wait(self) -> GuestExit:
         """Wait for the end of the first process."""

@@ -7,7 +7,7 @@ from typing import Any, Final, TypedDict
 
 from kavach_core.config import NOBODY, SandboxConfig, check_user, to_user
 from kavach_core.errors import ConfigError, FieldProblem
-from kavach_core.execution import Command, Forward, Input
+from kavach_core.runs import Command, Forward, Input
 from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, ExecRequest, TerminalSize, User
 from kavach_core.validation import (
     MAX_COMMAND_BYTES,

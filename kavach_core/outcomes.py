@@ -14,13 +14,13 @@ from kavach_core.errors import (
     NonzeroExit,
     StartFailed,
 )
-from kavach_core.execution import Run
 from kavach_core.exit_status import (
     EXIT_FAILED,
     EXIT_TIMEOUT,
     SIGNAL_EXIT_BASE,
     status_of_failed_start,
 )
+from kavach_core.runs import Run
 from kavach_core.types import Bound, ExecResult, Outcome
 
 _MAX_ERRNO: Final = 4095

@@ -18,12 +18,13 @@ from kavach_core.concurrency import Registry
 from kavach_core.config import NOBODY, SandboxConfig
 from kavach_core.control.registry import register, unregister
 from kavach_core.errors import ConfigError, FieldProblem, InvalidTransition, StartFailed, UnsupportedPolicy
-from kavach_core.execution import Command, Run, run_command
+from kavach_core.execution import run_command
 from kavach_core.lifecycle import State, require_running, transition
 from kavach_core.outcomes import describe_start_failure, raise_if_gone, raise_unless_ok, refuse_missing_cwd, result_of
 from kavach_core.policy import Limits, SandboxPolicy
 from kavach_core.process import Process
 from kavach_core.resolution import mounted_root, require_capabilities, resolve_spec
+from kavach_core.runs import Command, Run
 from kavach_core.scoring import Score, declared_score
 from kavach_core.selection import choose_backend
 from kavach_core.types import ExecResult, ProcessInfo, Usage, User

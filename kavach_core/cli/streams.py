@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from kavach_core.errors import KavachError
-from kavach_core.execution import Forward
+from kavach_core.runs import Forward
 
 _CHUNK_BYTES: Final = 65_536
 

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from kavach_core.config import NOBODY
-from kavach_core.execution import Command
+from kavach_core.runs import Command
 from kavach_core.types import ExecRequest, GuestExit, LimitEvents, Output, ProcessInfo, Stream, TerminalSize, Usage
 
 KIB = 1024

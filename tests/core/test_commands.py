@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kavach_core.commands import BASE_ENVIRONMENT, ExecOptions, build_command, encode
 from kavach_core.config import NOBODY, SandboxConfig
 from kavach_core.errors import ConfigError
-from kavach_core.execution import Command
+from kavach_core.runs import Command
 from kavach_core.types import DEFAULT_MAX_OUTPUT_BYTES, User
 from kavach_core.validation import MAX_COMMAND_BYTES
 

@@ -12,10 +12,11 @@ from kavach_core.errors import (
     KavachError,
     SandboxGone,
 )
-from kavach_core.execution import DRAIN_GRACE_SECONDS, Run, run_command
+from kavach_core.execution import DRAIN_GRACE_SECONDS, run_command
 from kavach_core.outcomes import (
     result_of,
 )
+from kavach_core.runs import Run
 from kavach_core.types import Bound, ExecResult
 
 

@@ -13,13 +13,14 @@ from kavach_core.errors import (
     SandboxError,
     SandboxGone,
 )
-from kavach_core.execution import Run, run_command
+from kavach_core.execution import run_command
 from kavach_core.outcomes import (
     exit_code_of,
     outcome_of,
     raise_if_gone,
     result_of,
 )
+from kavach_core.runs import Run
 from kavach_core.types import Bound, ExecResult, LimitEvents, Outcome
 
 

@@ -18,7 +18,7 @@ from kavach_core.errors import (
     SandboxGone,
     StartFailed,
 )
-from kavach_core.execution import Run, run_command
+from kavach_core.execution import run_command
 from kavach_core.outcomes import (
     describe_start_failure,
     exit_code_of,
@@ -27,6 +27,7 @@ from kavach_core.outcomes import (
     refuse_missing_cwd,
     result_of,
 )
+from kavach_core.runs import Run
 from kavach_core.types import Bound, ExecResult, GuestExit, LimitEvents, Outcome, StartFailure
 
 OOM = LimitEvents(oom_kills=1)

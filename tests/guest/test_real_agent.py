@@ -23,7 +23,8 @@ from kavach_guest.session import AgentSession
 
 from kavach_core.abc import GuestStartError
 from kavach_core.errors import SandboxGone
-from kavach_core.execution import Command, Run, run_command
+from kavach_core.execution import run_command
+from kavach_core.runs import Command, Run
 from kavach_core.types import Bound, ExecRequest, LimitEvents, Outcome, Usage, User
 
 OURSELVES = User(uid=os.getuid(), gid=os.getgid())

@@ -16,9 +16,10 @@ from attrs import frozen
 from kavach_core.cli.streams import our_input, writer
 from kavach_core.control.server import Server
 from kavach_core.errors import GuestProtocolError, KavachError, SandboxError
-from kavach_core.execution import Command, Run, run_command
+from kavach_core.execution import run_command
 from kavach_core.exit_status import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_TIMEOUT
 from kavach_core.files import SandboxFiles
+from kavach_core.runs import Command, Run
 from kavach_core.types import ExecRequest, LimitEvents, Usage, User
 from kavach_guest.channel import GuestChannel
 from kavach_guest.process import AgentProcess

@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -36,14 +35,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 LEAK_SECONDS = 5.0
 POLL_SECONDS = 0.01
 
-wants = pytest.StashKey[Counter[str]]()
+WANTED = "kavach: wanted"
+FIGURES = "kavach: figures"
 
 
 # --- runtimes ---------------------------------------------------------------------------------------
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[wants] = Counter()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -53,7 +49,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     text = f"for want of {', '.join(missing)}"
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{text}, and {REQUIRED}=1 demands it", pytrace=False)
-    item.config.stash[wants].update(["tests", *missing])
+    item.user_properties.append((WANTED, ", ".join(missing)))
     pytest.skip(text)
 
 
@@ -64,12 +60,33 @@ def _missing(item: pytest.Item) -> Iterator[str]:
         yield "root"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    counts = config.stash[wants]
-    if counts:
-        names = ", ".join(sorted(set(counts) - {"tests"}))
-        line = f"kavach: {counts['tests']} tests skipped for want of: {names}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what was measured and what was left out, whichever process has run it."""
+    for line in _told(terminalreporter, FIGURES):
+        terminalreporter.write_line(line)
+    wanted = list(_told(terminalreporter, WANTED))
+    if wanted:
+        names = ", ".join(sorted({name for line in wanted for name in line.split(", ")}))
+        line = f"kavach: {len(wanted)} tests skipped for want of: {names}"
         terminalreporter.write_line(line, red=True, bold=True)
+
+
+def _told(reporter: pytest.TerminalReporter, kind: str) -> Iterator[str]:
+    reports = [report for found in reporter.stats.values() for report in found if hasattr(report, "user_properties")]
+    of_kind = {
+        (report.nodeid, text): None for report in reports for name, text in report.user_properties if name == kind
+    }
+    yield from (text for _, text in of_kind)
+
+
+@pytest.fixture
+def show(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Tell lines of figures at the end of the run, whatever is captured: they are the point."""
+
+    def tell(*lines: str) -> None:
+        record_property(FIGURES, "\n".join(lines))
+
+    return tell
 
 
 @pytest.fixture(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import trio
 from attrs import frozen
 
@@ -93,7 +93,5 @@ def host_rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    """Print figures whatever is captured: they are the point."""
-    with capsys.disabled():
-        print(*("", *lines), sep="\n")  # noqa: T201 - as above
+Show = Callable[..., None]
+"""Tells lines of figures at the end of the run: the fixture ``show``."""

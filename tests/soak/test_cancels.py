@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from soaking import Holdings, rounds, settled, show
+from soaking import Holdings, Show, rounds, settled
 
 import kavach_core as kavach_api
 from kavach_core.errors import SandboxError
@@ -64,7 +64,7 @@ def leftovers(place: Path) -> list[str]:
     return [path.name for path in place.iterdir() if path.name != "place"]
 
 
-async def test_cancelled_at_random_moments(backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_cancelled_at_random_moments(backend: str, tmp_path: Path, show: Show) -> None:
     count = rounds(short=36, long=1000)
     chance = random.Random(f"{SEED} {backend}")
     kinds = works(backend, tmp_path / "place")
@@ -79,7 +79,6 @@ async def test_cancelled_at_random_moments(backend: str, tmp_path: Path, capsys:
     await settled()
     after = Holdings.now()
     show(
-        capsys,
         before.row(f"{backend}, before"),
         after.row(f"{backend}, after {count} cancels"),
         f"the slowest took {slowest:.2f} s to leave, seed {SEED}",
@@ -96,7 +95,7 @@ async def one(work: Work, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("how", ["close", "kill"])
-async def test_closed_at_random_moments_of_commands(backend: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_closed_at_random_moments_of_commands(backend: str, how: str, show: Show) -> None:
     """Whoever waits for a command is told that the box has gone, and does not wait for ever."""
     count = rounds(short=6, long=200)
     chance = random.Random(f"{SEED} {backend} {how}")
@@ -122,5 +121,5 @@ async def test_closed_at_random_moments_of_commands(backend: str, how: str, caps
                 else:
                     await sandbox.aclose()
             await sandbox.aclose()
-    show(capsys, f"{backend}: {count} boxes ended by {how} under 4 commands each; {told} of {4 * count} were told")
+    show(f"{backend}: {count} boxes ended by {how} under 4 commands each; {told} of {4 * count} were told")
     assert told == 4 * count

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from soaking import MIB, host_rss, rounds, show
+from soaking import MIB, Show, host_rss, rounds
 
 import kavach_core as kavach_api
 from kavach_core.errors import ConfigError
@@ -38,7 +38,7 @@ class Peak:
         return max(self.most, host_rss()) - self.before
 
 
-async def test_a_flood_that_nobody_keeps(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_flood_that_nobody_keeps(backend: str, show: Show) -> None:
     """It passes, is counted to the byte, and costs no memory."""
     total = rounds(short=200, long=5000 if backend != "gvisor" else 2000) * 1_000_000
     async with kavach_api.open_sandbox(backend=backend) as sandbox:
@@ -49,7 +49,6 @@ async def test_a_flood_that_nobody_keeps(backend: str, capsys: pytest.CaptureFix
             result = await sandbox.shell(FLOOD.format(half=total // 2), max_output=1000, timeout=1800)
             nursery.cancel_scope.cancel()
     show(
-        capsys,
         f"{backend}: {total / 1e6:.0f} MB dropped in {result.duration_seconds:.1f} s, +{peak.growth / MIB:.1f} MiB",
     )
     assert (result.stdout_total_bytes, result.stderr_total_bytes) == (total // 2, total // 2)
@@ -57,7 +56,7 @@ async def test_a_flood_that_nobody_keeps(backend: str, capsys: pytest.CaptureFix
     assert peak.growth < GROWTH
 
 
-async def test_a_flood_that_nobody_reads(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_flood_that_nobody_reads(backend: str, show: Show) -> None:
     """Its command stands still, as many of them as there are, and others go on."""
     async with kavach_api.open_sandbox(backend=backend) as sandbox:
         await sandbox.exec("true")
@@ -66,7 +65,7 @@ async def test_a_flood_that_nobody_reads(backend: str, capsys: pytest.CaptureFix
         for number in range(rounds(short=30, long=300)):
             assert (await sandbox.exec("echo", str(number), timeout=60)).stdout == f"{number}\n"
         assert all(flood.poll() is None for flood in floods)
-        show(capsys, f"{backend}: 8 floods of 5 GB unread, +{peak.growth / MIB:.1f} MiB")
+        show(f"{backend}: 8 floods of 5 GB unread, +{peak.growth / MIB:.1f} MiB")
         assert peak.growth < GROWTH
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import trio
-from soaking import MIB, Holdings, rounds, settled, show
+from soaking import MIB, Holdings, Show, rounds, settled
 
 import kavach_core as kavach_api
 from kavach_core import Limits
@@ -18,7 +18,7 @@ from kavach_core import Limits
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
-async def test_runs_in_a_row_leave_everything_flat(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_runs_in_a_row_leave_everything_flat(backend: str, show: Show) -> None:
     """A box each, opened, used and closed."""
     count = rounds(short=30, long=2000 if backend != "gvisor" else 300)
 
@@ -37,7 +37,6 @@ async def test_runs_in_a_row_leave_everything_flat(backend: str, capsys: pytest.
     await settled()
     after, seconds = Holdings.now(), time.monotonic() - began
     show(
-        capsys,
         before.row(f"{backend}, before"),
         after.row(f"{backend}, after {count}"),
         f"{seconds / count:.3f} s each",
@@ -48,7 +47,7 @@ async def test_runs_in_a_row_leave_everything_flat(backend: str, capsys: pytest.
     assert after.threads <= before.threads + 1
 
 
-async def test_commands_in_a_row_leave_everything_flat(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_commands_in_a_row_leave_everything_flat(backend: str, show: Show) -> None:
     count = rounds(short=200, long=2000)
     async with kavach_api.open_sandbox(backend=backend) as sandbox:
         for _ in range(20):
@@ -62,12 +61,12 @@ async def test_commands_in_a_row_leave_everything_flat(backend: str, capsys: pyt
         await settled()
         after = Holdings.now()
         assert await sandbox.processes() == ()
-    show(capsys, before.row(f"{backend}, before"), after.row(f"{backend}, after {count} commands"))
+    show(before.row(f"{backend}, before"), after.row(f"{backend}, after {count} commands"))
     assert after.rss - before.rss < 4 * MIB
     assert (after.descriptors, after.children, after.cgroups) == (before.descriptors, before.children, before.cgroups)
 
 
-async def test_boxes_at_once(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_boxes_at_once(backend: str, show: Show) -> None:
     """All alive at the same moment."""
     most = 50 if backend == "gvisor" else 200
     count = rounds(short=8 if backend == "gvisor" else 25, long=most)
@@ -95,11 +94,11 @@ async def test_boxes_at_once(backend: str, capsys: pytest.CaptureFixture[str]) -
         async with trio.open_nursery() as nursery:
             for number in range(count):
                 nursery.start_soon(use, number)
-    show(capsys, f"{backend}: {count} boxes at once, {time.monotonic() - began:.1f} s from the first to the last close")
+    show(f"{backend}: {count} boxes at once, {time.monotonic() - began:.1f} s from the first to the last close")
     assert results == {number: f"{number}\n" for number in range(count)}
 
 
-async def test_commands_at_once(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_commands_at_once(backend: str, show: Show) -> None:
     """Each with input, both outputs and a status of its own."""
     count = rounds(short=100 if backend == "gvisor" else 500, long=500)
     script = "read line; echo out $line; echo err $line >&2; exit $((line % 200))"
@@ -117,5 +116,5 @@ async def test_commands_at_once(backend: str, capsys: pytest.CaptureFixture[str]
                 for number in range(count):
                     nursery.start_soon(run, number)
         assert await sandbox.processes() == ()
-    show(capsys, f"{backend}: {count} commands at once, {time.monotonic() - began:.1f} s")
+    show(f"{backend}: {count} commands at once, {time.monotonic() - began:.1f} s")
     assert sorted(seen) == sorted((f"out {n}\n", f"err {n}\n", n % 200) for n in range(count))

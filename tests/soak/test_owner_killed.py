@@ -1,6 +1,6 @@
 """``kill -9`` of a process that has boxes, at random moments: nothing is left, whether its watchdog lives or not.
 
-`KAVACH_SOAK=N` makes N rounds of each kind, 1 stands for 200; the figures are printed with `-s` or `-rP`.
+`KAVACH_SOAK=N` makes N rounds of each kind, 1 stands for 200; the figures are told at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from attrs import define, field
+from soaking import Show
 
 from kavach_core.oci.workspace import existing_bases
 from kavach_core.reaper import ledger
@@ -232,7 +233,7 @@ def end_round(words: set[str], killed: float, figures: Figures) -> None:
     figures.left += alive(words)
 
 
-def test_with_its_watchdog(owners: Owners, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_its_watchdog(owners: Owners, backend: str, show: Show) -> None:
     """The watchdog removes everything, and ends."""
     chance, figures = random.Random(f"{SEED} {backend}"), Figures()
     for _ in range(ROUNDS):
@@ -241,10 +242,10 @@ def test_with_its_watchdog(owners: Owners, backend: str, capsys: pytest.CaptureF
         seconds_until(lambda words=words: left(words))  # type: ignore[misc]  # mypy does not know the default
         figures.clean.append(time.monotonic() - killed)
         figures.left += left(words)
-    report(capsys, f"{backend}, watchdog", figures)
+    report(show, f"{backend}, watchdog", figures)
 
 
-def test_without_it(owners: Owners, backend: str, kavach: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_it(owners: Owners, backend: str, kavach: Path, show: Show) -> None:
     """Killed in the same instant: the boxes end by themselves, and ``kavach gc`` removes what there is of them."""
     chance, figures, seen = random.Random(f"{SEED} {backend}"), Figures(), 0
     for _ in range(ROUNDS):
@@ -256,13 +257,12 @@ def test_without_it(owners: Owners, backend: str, kavach: Path, capsys: pytest.C
         figures.left += left(words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert isinstance(json.loads(done.stdout)["findings"], list)
-    report(capsys, f"{backend}, watchdog killed too", figures)
+    report(show, f"{backend}, watchdog killed too", figures)
     assert seen, "nothing was ever left, so this has shown nothing"
 
 
-def report(capsys: pytest.CaptureFixture[str], name: str, figures: Figures) -> None:
-    with capsys.disabled():
-        print(f"\n{HEAD}\n{figures.row(name)}   seed {SEED}")  # noqa: T201 - the figures are the point
+def report(show: Show, name: str, figures: Figures) -> None:
+    show(HEAD, f"{figures.row(name)}   seed {SEED}")
     assert figures.left == []
     if ROUNDS >= 100:  # the machine is its own then
         assert all(seconds < PROMISED_SECONDS for seconds in figures.died)

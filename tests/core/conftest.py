@@ -1,4 +1,4 @@
-"""Hypothesis without its time limits (how fast a machine is says nothing about what is right), and the faces."""
+"""Hypothesis without its time limits (how fast a machine is says nothing about what is right), the faces, and sites."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kavach_core.portal import loop
 sys.path.insert(0, str(Path(__file__).parent))  # for what several modules here use
 
 from faces import FACES, Face
+from sites import Site
 
 settings.register_profile("kavach", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kavach")
@@ -34,6 +35,12 @@ def no_loop_left() -> Iterator[None]:
     yield
     assert threads() == before
     assert loop._shared.portal is None
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A folder to install distributions in."""
+    return Site(tmp_path)
 
 
 def threads() -> list[str]:

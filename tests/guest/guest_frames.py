@@ -7,12 +7,13 @@ import fcntl
 import os
 import struct
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 import trio.testing
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel
+from kavach_guest.session import AgentSession
 
 from kavach_core.config import NOBODY
 from kavach_core.types import ExecRequest, LimitEvents, Usage
@@ -174,6 +175,18 @@ async def connect(*, greet: bool = True) -> AsyncIterator[tuple[GuestChannel, Ag
     finally:
         channel.close()
         await agent.aclose()
+
+
+@contextlib.asynccontextmanager
+async def running(request: ExecRequest = REQUEST) -> AsyncIterator[tuple[Any, Agent, Box]]:
+    """Give a started command, its agent, and its box."""
+    async with connect() as (channel, agent):
+        box = Box()
+        session = AgentSession(channel, box)
+        await agent.say(started())
+        process = await session.start(request)
+        await agent.hear_until(0x02)
+        yield process, agent, box
 
 
 async def fill(channel: GuestChannel) -> int:

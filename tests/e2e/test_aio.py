@@ -1,4 +1,4 @@
-"""The face for asyncio, on real boxes: cancellation, callbacks and inputs in the caller's event loop, nothing left."""
+"""The face for asyncio, on real boxes: one call, callbacks and inputs in the caller's event loop, errors."""
 
 from __future__ import annotations
 
@@ -6,43 +6,23 @@ import asyncio
 import contextvars
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from boxes import in_asyncio
 
 import kavach_core as kavach
 from kavach_core import WrongLoop, aio
-from kavach_core.types import Output
 
 if TYPE_CHECKING:
     from tests.conftest import Host
 
-
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    before = threads()
-    yield
-    assert threads() == before
-
-
-def in_sandbox(backend: str, body: Callable[[aio.Sandbox], Awaitable[Any]]) -> str:
-    """Run ``body`` with a sandbox, in an event loop of asyncio in debug mode; return the sandbox's id."""
-
-    async def main() -> str:
-        async with aio.open_sandbox(backend=backend) as sandbox:
-            await body(sandbox)
-            return sandbox.id
-
-    return asyncio.run(main(), debug=True)
-
-
-# --- one call, one block -------------------------------------------------------------------------------------------
+# --- one call, one block ----------------------------------------------------------------------------
 
 
 def test_one_line(backend: str) -> None:
@@ -77,7 +57,7 @@ def test_a_block_has_all_that_the_core_has(backend: str) -> None:
         with pytest.raises(kavach.SandboxError):
             await sandbox.exec("true")
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_a_conversation_with_a_command(backend: str) -> None:
@@ -99,7 +79,7 @@ def test_a_conversation_with_a_command(backend: str) -> None:
             await process.resize(rows=10, columns=20)
         assert await sandbox.processes() == ()
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_a_pool(backend: str) -> None:
@@ -124,7 +104,7 @@ def test_fifty_tasks_use_one_sandbox(backend: str) -> None:
 
         assert await asyncio.gather(*map(work, range(50))) == [f"got {number}\n" for number in range(50)]
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_event_loops_in_several_threads_share_the_loop(backend: str) -> None:
@@ -149,7 +129,8 @@ def test_what_is_used_again_and_again_stays_as_it_was(backend: str) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-# --- callbacks and inputs -----------------------------------------------------------------------------------------
+# --- callbacks and inputs ---------------------------------------------------------------------------
+
 
 variable = contextvars.ContextVar("variable", default="")
 
@@ -180,7 +161,7 @@ def test_callbacks_and_input_run_in_the_event_loop_of_the_caller(backend: str) -
         await sandbox.files.write("x", give())
         assert await sandbox.files.read("x") == b"0\n1\n2\n"
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_a_command_waits_for_its_callback(backend: str) -> None:
@@ -204,7 +185,7 @@ def test_a_command_waits_for_its_callback(backend: str) -> None:
         assert (await task).ok
         assert total == size
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_input_and_output_may_depend_on_each_other(backend: str) -> None:
@@ -218,7 +199,7 @@ def test_input_and_output_may_depend_on_each_other(backend: str) -> None:
 
         assert (await sandbox.exec("cat", input=give(), on_stdout=answers.put)).stdout == "0\n1\n2\n3\n4\n"
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_input_that_never_comes_is_cancelled_with_the_end_of_the_command(backend: str) -> None:
@@ -238,7 +219,7 @@ def test_input_that_never_comes_is_cancelled_with_the_end_of_the_command(backend
         assert waited is ended
         assert not [task for task in asyncio.all_tasks() if "_iterate" in repr(task)]
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_an_error_of_a_callback_is_the_callers_and_ends_the_command(backend: str) -> None:
@@ -260,7 +241,7 @@ def test_an_error_of_a_callback_is_the_callers_and_ends_the_command(backend: str
         assert caught.value is raised
         assert await sandbox.processes() == ()
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_the_deadline_cancels_a_callback(backend: str) -> None:
@@ -278,138 +259,10 @@ def test_the_deadline_cancels_a_callback(backend: str) -> None:
         result = await sandbox.shell("echo; sleep 1000", on_stdout=hang, timeout=0.5)
         assert (result.timed_out, cancelled) == (True, True)
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
-# --- cancellation ---------------------------------------------------------------------------------------------------
-
-TREE = "(setsid sleep 1000 &); trap : TERM INT; echo up; sleep 1000; sleep 1000"
-
-
-def test_a_cancelled_command_is_dead_with_all_it_has_started(backend: str) -> None:
-    async def body(sandbox: aio.Sandbox) -> None:
-        up = asyncio.Event()
-
-        async def see(_: bytes) -> None:
-            up.set()
-
-        task = asyncio.create_task(sandbox.shell(TREE, on_stdout=see))
-        await up.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await sandbox.processes() == ()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await sandbox.exec("sleep", "1000")
-        assert await sandbox.processes() == ()
-
-    in_sandbox(backend, body)
-
-
-def test_a_cancelled_callback_cancels_its_call(backend: str) -> None:
-    async def body(sandbox: aio.Sandbox) -> None:
-        async def see(_: bytes) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-            await asyncio.sleep(0)
-
-        with pytest.raises(asyncio.CancelledError):
-            await sandbox.shell("echo; sleep 1000", on_stdout=see)
-        assert await sandbox.processes() == ()
-
-    in_sandbox(backend, body)
-
-
-def test_a_cancelled_block_leaves_no_box(backend: str, host: Host) -> None:
-    ids: list[str] = []
-
-    async def use() -> None:
-        async with aio.open_sandbox(backend=backend) as sandbox:
-            ids.append(sandbox.id)
-            await asyncio.Event().wait()
-
-    async def main() -> None:
-        task = asyncio.create_task(use())
-        while not ids:  # noqa: ASYNC110 - it may as well fail
-            await asyncio.sleep(0.01)
-        assert host.members(ids[0])
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert not host.members(ids[0])
-
-    asyncio.run(main())
-    assert host.until(lambda: not host.cgroups(ids[0]))
-
-
-@pytest.mark.usefixtures("sweep")
-@pytest.mark.parametrize("delay", [0.0, 0.003, 0.03, 0.1, 0.3])
-def test_a_cancellation_while_it_starts_leaves_nothing(backend: str, delay: float) -> None:
-    """At whatever moment it comes; the fixture that looks for what is left has the say."""
-
-    async def main() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(delay):
-                await aio.run("sleep", "1000", backend=backend)
-
-    asyncio.run(main())
-
-
-def test_a_cancelled_spawn_leaves_no_command(backend: str) -> None:
-    async def body(sandbox: aio.Sandbox) -> None:
-        for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):
-            task = asyncio.create_task(sandbox.spawn("sleep", "1000"))
-            await asyncio.sleep(delay)
-            if task.cancel():
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-            else:
-                await (await task).kill()
-            assert await sandbox.processes() == ()
-
-    in_sandbox(backend, body)
-
-
-def test_nothing_is_lost_to_cancelled_receives(backend: str) -> None:
-    """At any moment: what had just come is given to the next call."""
-
-    async def body(sandbox: aio.Sandbox) -> None:
-        script = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); done"
-        async with await sandbox.spawn("sh", "-c", script) as process:
-            assert b"".join(await all_pieces(process.stdout.receive_some)) == lines(300)
-        async with await sandbox.spawn("sh", "-c", script) as process:
-
-            async def receive() -> Output | None:
-                return await anext(process, None)
-
-            events = await all_pieces(receive)
-            assert b"".join(event.data for event in events) == lines(300)
-
-    in_sandbox(backend, body)
-
-
-async def all_pieces(receive: Callable[[], Awaitable[Any]]) -> list[Any]:
-    pieces: list[Any] = []
-    delay = 0.0
-    while True:
-        delay = (delay + 0.00017) % 0.002
-        try:
-            async with asyncio.timeout(delay):
-                piece = await receive()
-        except TimeoutError:
-            continue
-        if not piece:
-            return pieces
-        pieces.append(piece)
-
-
-def lines(count: int) -> bytes:
-    return b"".join(b"%d\n" % number for number in range(count))
-
-
-# --- errors ------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 def test_errors_are_the_cores(backend: str) -> None:
@@ -420,7 +273,7 @@ def test_errors_are_the_cores(backend: str) -> None:
         with pytest.raises(kavach.StartFailed):
             await sandbox.spawn("/no/such/program")
 
-    in_sandbox(backend, body)
+    in_asyncio(backend, body)
 
 
 def test_after_the_block_there_is_nothing(backend: str) -> None:

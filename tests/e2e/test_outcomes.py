@@ -125,7 +125,6 @@ async def test_cpu_time_of_the_whole_tree_is_a_bound(backend: str) -> None:
         busy = "while :; do :; done & while :; do :; done"
         result = await sandbox.shell(busy, cpu_timeout=0.6, timeout=60)
         assert (result.outcome, result.stopped_by, result.exit_code) == (Outcome.TIMEOUT, Bound.CPU, 124)
-        assert result.duration_seconds < 30
         assert await sandbox.processes() == ()
         idle = await sandbox.exec("sleep", "1", cpu_timeout=0.6)
         assert idle.ok

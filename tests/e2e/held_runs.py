@@ -12,7 +12,7 @@ from typing import Any
 
 from kavach_core.control.client import ask, find_boxes
 from kavach_core.control.wire import Copied, Direction, Refused, Request
-from kavach_core.errors import SandboxError
+from kavach_core.errors import SandboxGone
 
 BOUND_SECONDS = 60
 
@@ -23,8 +23,11 @@ class Held:
     def __init__(self, process: subprocess.Popen[bytes], host: Any) -> None:  # noqa: ANN401 - a witness of conftest
         self.process = process
         self.boxes = host.boxes_of(process.pid)
-        (self.id,) = self.boxes
-        (self.owned,) = find_boxes(self.id)
+        found = [owned for box_id in self.boxes for owned in find_boxes(box_id)]
+        if not found:
+            raise SandboxGone("it has ended before anybody could ask for it")
+        (self.owned,) = found
+        self.id = self.owned.box_id
 
     @property
     def control(self) -> str:
@@ -60,15 +63,6 @@ class Held:
 
 
 Hold = Callable[..., Held]
-
-
-def outcome(asked: Callable[[], Copied | Refused]) -> str:
-    """Return the code of what came of a copy, whoever tells it."""
-    try:
-        answer = asked()
-    except SandboxError as error:
-        return error.code
-    return answer.code if isinstance(answer, Refused) else "copied"
 
 
 def described(path: Path) -> dict[str, tuple[str, object]]:

@@ -32,20 +32,27 @@ def threads() -> set[str]:
 
 
 @pytest.fixture
-def hold(kavach: Path, backend: str, way: str, host: Any) -> Iterator[Hold]:  # noqa: ANN401, ARG001 - chosen by it
-    """Start ``kavach run`` with a script that says ``ready`` on standard error, and wait for that."""
+def hold(kavach: Path, backend: str, way: str, host: Any) -> Iterator[Hold]:  # noqa: ANN401 - a witness
+    """Start ``kavach run`` with a script that says ``ready`` on standard error, and wait for that.
+
+    It goes the way of the test whatever its options: a plan is kept for the very options of an earlier run.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def start(script: str, *options: str, before: str = "true", **streams: Any) -> Held:  # noqa: ANN401 - for Popen
         words = ["sh", "-c", f"{before} && echo ready >&2; {script}"]
-        command = [kavach, "run", "-b", backend, *options, "--", *words]
+        base = [kavach, "run", "-b", backend, *options, "--"]
+        if options and way == "kept plan":
+            subprocess.run([*base, "true"], check=True, timeout=BOUND_SECONDS)
         given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **streams}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, **given)
+        process = subprocess.Popen([*base, *words], stderr=subprocess.PIPE, **given)
         started.append(process)
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line == b"ready\n", line + process.stderr.read()
-        return Held(process, host)
+        held = Held(process, host)
+        assert held.has_trio() is (way == "long way")
+        return held
 
     yield start
     for process in started:

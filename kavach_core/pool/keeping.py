@@ -1,52 +1,26 @@
-"""Boxes that are ready: giving them out, taking them back, starting others in their place."""
+"""Boxes that are ready: giving them out, taking them back, starting others in their place.
+
+At every step that waits, the caller may be cancelled and the pool be closed. So a box is always in one place: it is
+ready, brought to somebody, somebody's, or carried by a task that puts it away before it lets go of it.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from math import inf
-from typing import Final
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
-from attrs import frozen
 
-from kavach_core import capabilities
 from kavach_core.config import SandboxConfig
-from kavach_core.errors import KavachError, PoolClosed, SandboxError
-from kavach_core.lifecycle import State
+from kavach_core.errors import KavachError, PoolClosed
+from kavach_core.pool.boxes import Lease, Waiter, check_clean, may_lie_ready, pause, put_away, resume, wake
+from kavach_core.pool.pace import Pace
 from kavach_core.pool.records import PoolOptions, PoolStats
 from kavach_core.sandbox import Sandbox, create_sandbox
 
 _logger = logging.getLogger(__name__)
-
-_PING_SECONDS: Final = 2.0
-# A box that is given out is replaced this much later: its first command should not have to share the processors.
-_SETTLE_SECONDS: Final = 0.05
-_FIRST_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 10.0
-
-
-@frozen(eq=False)
-class _Lease:
-    """A live box and how often it may still be given out."""
-
-    sandbox: Sandbox
-    uses_left: int
-
-
-class _Waiter:
-    """Somebody who waits for a box, and what is brought."""
-
-    def __init__(self) -> None:
-        self.came = trio.Event()
-        self.brought: _Lease | KavachError | None = None
-
-    def bring(self, what: _Lease | KavachError) -> None:
-        """Give a box, or say why there is none."""
-        self.brought = what
-        self.came.set()
 
 
 class Pool:
@@ -55,13 +29,12 @@ class Pool:
     def __init__(self, config: SandboxConfig, options: PoolOptions) -> None:
         self.config = config
         self.options = options
-        self._ready: deque[_Lease] = deque()
-        self._waiters: deque[_Waiter] = deque()
+        self._ready: deque[Lease] = deque()
+        self._waiters: deque[Waiter] = deque()
         self._closed = False
         self._changed = trio.Event()
-        self._pause = 0.0
-        self._settled_at = -inf
-        self._starting = self._in_use = self._hits = self._waits = 0
+        self._pace = Pace()
+        self._carried = self._starting = self._in_use = self._hits = self._waits = 0
         self._started = self._failed = self._discarded = 0
         self._wait_seconds = 0.0
 
@@ -72,10 +45,10 @@ class Pool:
         Cancellation: the box is given back, or ended and removed, before Cancelled leaves the block.
 
         Raises:
-            PoolClosed: when the pool has been closed.
+            PoolClosed: when the pool has been closed, or is closed before this call has a box.
             CreateError: when the box that this call waited for does not start; likewise other errors of
                 ``open_sandbox``.
-            CleanupError: at the end, when something of it could not be removed.
+            CleanupError: at the end, when it is closed and something of it could not be removed.
         """
         lease = await self._claim()
         self._in_use += 1
@@ -83,8 +56,8 @@ class Pool:
             yield lease.sandbox
         finally:
             self._in_use -= 1
-            with trio.CancelScope(shield=True):  # every step is bounded in time
-                await self._take_back(_Lease(lease.sandbox, lease.uses_left - 1))
+            with trio.CancelScope(shield=True), self._carrying():  # every step is bounded in time
+                await self._take_back(Lease(lease.sandbox, lease.uses_left - 1))
 
     def stats(self) -> PoolStats:
         """Return what the pool has done and holds now."""
@@ -107,60 +80,64 @@ class Pool:
             PoolClosed: when the pool is closed meanwhile.
         """
         await trio.lowlevel.checkpoint()
+        self._require_open()
         while len(self._ready) < self.options.size:
-            self._require_open()
             await self._changed.wait()
+            self._require_open()
 
     # --- giving out ----------------------------------------------------------------------------
 
-    async def _claim(self) -> _Lease:
+    async def _claim(self) -> Lease:
         self._require_open()
         while self._ready and not self._waiters:
+            await trio.lowlevel.checkpoint_if_cancelled()  # it would cost a box that nobody gets
             lease = self._ready.popleft()
-            if await self._wake(lease.sandbox):
+            with self._carrying():
+                woken = await self._wake(lease.sandbox)
+            if woken:
                 self._hits += 1
-                self._settled_at = trio.current_time() + _SETTLE_SECONDS
-                self._note_change()
+                self._pace.note_given()
                 return lease
         return await self._wait()
 
     async def _wake(self, sandbox: Sandbox) -> bool:
-        """Let a box go on that was ready; False when it has died meanwhile, and then it is removed."""
+        """Let a box go on that was ready; False when there is nothing to give, and then it is removed."""
         try:
-            with trio.fail_after(_PING_SECONDS):
-                if sandbox.state is State.PAUSED:
-                    await sandbox.resume()
-                await sandbox.ping()
-        except (SandboxError, trio.TooSlowError):
-            await self._discard(sandbox)
+            await wake(sandbox)
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises, this box is of no use
+            await self._discard(sandbox, error)
             return False
-        except trio.Cancelled:
-            await sandbox.aclose()
+        except BaseException:
+            await put_away(sandbox)
             raise
+        if self._closed:
+            await put_away(sandbox)
+            return False
         return True
 
-    async def _wait(self) -> _Lease:
-        waiter = _Waiter()
+    async def _wait(self) -> Lease:
+        self._require_open()  # nobody looks at the waiters of a closed pool
+        waiter = Waiter()
         self._waiters.append(waiter)
         self._waits += 1
         self._note_change()
         began = trio.current_time()
         try:
             await waiter.came.wait()
-        except trio.Cancelled:
+        except BaseException:
             await self._forget(waiter)
             raise
         finally:
             self._wait_seconds += trio.current_time() - began
-        if isinstance(waiter.brought, KavachError):
+        if isinstance(waiter.brought, Exception):
             raise waiter.brought
         assert waiter.brought is not None  # noqa: S101 - set before the event
         return waiter.brought
 
-    async def _forget(self, waiter: _Waiter) -> None:
+    async def _forget(self, waiter: Waiter) -> None:
         """Let nothing be lost that was brought to somebody who has just gone."""
-        if isinstance(waiter.brought, _Lease):
-            with trio.CancelScope(shield=True):
+        if isinstance(waiter.brought, Lease):
+            with trio.CancelScope(shield=True), self._carrying():
                 await self._keep(waiter.brought)
         elif waiter in self._waiters:
             self._waiters.remove(waiter)
@@ -171,36 +148,61 @@ class Pool:
 
     # --- taking back ---------------------------------------------------------------------------
 
-    async def _take_back(self, lease: _Lease) -> None:
+    async def _take_back(self, lease: Lease) -> None:
         if not lease.uses_left or self._closed:
             await lease.sandbox.aclose()
-        elif await self._is_clean(lease.sandbox):
-            await self._keep(lease)
-        else:
-            await self._discard(lease.sandbox)
-
-    async def _is_clean(self, sandbox: Sandbox) -> bool:
+            return
         try:
-            with trio.fail_after(_PING_SECONDS):
-                return sandbox.state is State.RUNNING and not await sandbox.processes()
-        except (SandboxError, trio.TooSlowError):
-            return False
-
-    async def _discard(self, sandbox: Sandbox) -> None:
-        self._discarded += 1
-        _logger.warning("sandbox %s of the pool was dead or unclean and has been closed", sandbox.id)
-        await sandbox.aclose()
-
-    async def _keep(self, lease: _Lease) -> None:
-        """Bring a box to whoever waits, or make it ready."""
-        if self._closed:
-            await lease.sandbox.aclose()
-        elif self._waiters:
-            self._waiters.popleft().bring(lease)
+            await check_clean(lease.sandbox)
+        except Exception as error:  # noqa: BLE001 - as in _wake
+            await self._discard(lease.sandbox, error)
         else:
-            if capabilities.PAUSE in lease.sandbox.capabilities:
-                await lease.sandbox.pause()
-            self._ready.append(lease)
+            await self._keep(lease)
+
+    async def _discard(self, sandbox: Sandbox, reason: Exception) -> None:
+        self._discarded += 1
+        _logger.warning("sandbox %s of the pool was dead or unclean and is closed: %s", sandbox.id, reason)
+        await put_away(sandbox)
+
+    async def _keep(self, lease: Lease) -> bool:
+        """Bring a box to whoever waits, or make it ready; False when it is of no use, and then it is removed.
+
+        Cancellation: the box is removed.
+        """
+        try:
+            await self._place(lease)
+        except Exception as error:  # noqa: BLE001 - as in _wake
+            await self._discard(lease.sandbox, error)
+            return False
+        except BaseException:
+            await put_away(lease.sandbox)
+            raise
+        return True
+
+    async def _place(self, lease: Lease) -> None:
+        """Find the place of a box, and look again after every step: somebody may have come, or the pool be closed."""
+        while not self._closed:
+            if self._waiters:
+                await resume(lease.sandbox)
+                if self._waiters:
+                    self._waiters.popleft().bring(lease)
+                    return
+            elif may_lie_ready(lease.sandbox):
+                self._ready.append(lease)
+                self._note_change()
+                return
+            else:
+                await pause(lease.sandbox)
+        await put_away(lease.sandbox)
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        """Tell those who fill or end the pool that a box is in no list, and when it has gone where it belongs."""
+        self._carried += 1
+        try:
+            yield
+        finally:
+            self._carried -= 1
             self._note_change()
 
     # --- filling -------------------------------------------------------------------------------
@@ -215,47 +217,45 @@ class Pool:
 
     async def _rest(self) -> None:
         """Wait until there may be something to start."""
-        if self._pause:
-            await trio.sleep(self._pause)
+        if not self._pace.pause:
+            with trio.move_on_at(self._pace.settles_at):
+                await self._changed.wait()
             return
-        deadline = self._settled_at if self._settled_at > trio.current_time() else inf
-        with trio.move_on_at(deadline):
-            await self._changed.wait()
+        with trio.move_on_after(self._pace.pause):
+            while self._pace.pause:
+                await self._changed.wait()
 
     def _may_start(self) -> bool:
-        if not self._waiters and trio.current_time() < self._settled_at:
+        if not self._waiters and not self._pace.has_settled:
             return False
         missing = self.options.size + len(self._waiters) - len(self._ready) - self._starting
         # After a failure one at a time, until one has started again.
-        return missing > 0 and self._starting < (1 if self._pause else self.options.starting)
+        return missing > 0 and self._starting < (1 if self._pace.pause else self.options.starting)
 
     async def _start_one(self) -> None:
         try:
             sandbox = await create_sandbox(self.config)
-        except KavachError as error:
+        except Exception as error:  # noqa: BLE001 - the next one may start, and others have theirs in use
             self._note_failure(error)
         else:
             self._started += 1
-            self._pause = 0.0
-            try:
-                await self._keep(_Lease(sandbox, self.options.uses))
-            except SandboxError:
-                await self._discard(sandbox)
-            except trio.Cancelled:
-                await sandbox.aclose()
-                raise
+            if await self._keep(Lease(sandbox, self.options.uses)):
+                self._pace.note_start()
+            else:
+                self._pace.note_failure()
         finally:
             self._starting -= 1
             self._note_change()
 
-    def _note_failure(self, error: KavachError) -> None:
+    def _note_failure(self, error: Exception) -> None:
         """Tell whoever waits the longest, and go more slowly."""
         self._failed += 1
-        self._pause = min(max(self._pause * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        self._pace.note_failure()
         if self._waiters:
             self._waiters.popleft().bring(error)
         else:
-            _logger.warning("a sandbox of the pool did not start: %s", error)
+            unforeseen = not isinstance(error, KavachError)
+            _logger.warning("a sandbox of the pool did not start: %s", error, exc_info=error if unforeseen else None)
 
     def _note_change(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -275,17 +275,20 @@ class Pool:
         self._note_change()
         while self._waiters:
             self._waiters.popleft().bring(PoolClosed("the pool has been closed"))
-        failures: list[SandboxError] = []
+        failures: list[Exception] = []
 
         async def close(sandbox: Sandbox) -> None:
             try:
                 await sandbox.aclose()
-            except SandboxError as error:
+            except Exception as error:
+                _logger.exception("sandbox %s of the pool could not be closed", sandbox.id)
                 failures.append(error)  # raised below, bare: the nursery would wrap it in a group
 
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 while self._ready:
                     nursery.start_soon(close, self._ready.popleft().sandbox)
+            while self._carried:
+                await self._changed.wait()
         if failures:
             raise failures[0]

@@ -37,6 +37,7 @@ async def open_pool(
 
     Raises:
         ConfigError: when an argument is wrong; nothing was started.
+        CleanupError: at the end, when something of a box that nobody had could not be removed.
     """
     options = PoolOptions(size=size, uses=uses, **({} if starting is None else {"starting": starting}))
     pool = Pool(merge_fields(config, fields), options)
@@ -49,7 +50,7 @@ async def open_pool(
             except BaseException as error:  # noqa: BLE001 - raised below, bare: the nursery would wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         await pool.drain()
-    if failure is not None:
-        raise failure

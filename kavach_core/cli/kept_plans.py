@@ -1,6 +1,7 @@
 """Plans of earlier ``kavach run`` calls, kept so that the next like it needs to parse, import and probe nothing.
 
-A plan is kept below kavach's own directory, which only root can write, for the very options it was made for. It is used
+A plan is kept below kavach's own directory, which only root can write, for the very options it was made for. Another
+user may have been quicker to make a directory of that name, so each time it is checked whose that is. A plan is used
 only while everything it was made from is unchanged: the programs and modules it came from, the directories in which a
 newly installed plugin or runtime would appear, the boot of the host. Whatever is in doubt, the run goes the long way.
 The kept file names no code to run: it names an entry point, and that is looked up in the installed distribution. Values
@@ -33,6 +34,9 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MAX_BYTES = 1024 * 1024
 _MAX_ARGUMENT_BYTES = 65_536
 _MARK = 4
+_PLANS = "plans"
+_WRITABLE_BY_OTHERS = 0o022
+_STICKY = 0o1000
 _PARTS = {"launcher", "plan", "request", "backend", "score", "summary", "watched"}
 _END_OF_OPTIONS = "--"
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE)  # a spec is made within the caller's
@@ -50,7 +54,7 @@ def find(argv: list[str]) -> dict[str, Any] | None:
     options, env = _without_values(argv)
     key = _key(options)
     for base in _BASES:
-        kept = _read(_path(base, key))
+        kept = _read(base, _name(key))
         if kept is not None and _holds(kept, key):
             return _with_environment(kept, env)
     return None
@@ -104,7 +108,13 @@ def _with_environment(kept: dict[str, Any], env: list[str]) -> dict[str, Any] | 
 def _holds(kept: dict[str, Any], key: list[Any]) -> bool:
     if kept.get("key") != key or not kept.keys() >= _PARTS:
         return False
-    return all(stamp(path) == was for path, was in kept["watched"])
+    watched = dict(kept["watched"])
+    return watched.keys() >= _always_watched() and all(stamp(path) == was for path, was in watched.items())
+
+
+def _always_watched() -> set[str]:
+    """Return the directories in which a newly installed plugin or runtime would appear."""
+    return {*sys.path, *_PROGRAM_DIRECTORIES}
 
 
 def keep(argv: list[str], base: str, entry: dict[str, Any], watched: list[str]) -> None:
@@ -120,14 +130,16 @@ def keep(argv: list[str], base: str, entry: dict[str, Any], watched: list[str]) 
     if not _is_plain(argv):
         return
     key = _key(_without_values(argv)[0])
-    path = _path(base, key)
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    stamps = [[name, stamp(name)] for name in sorted({*watched, *sys.path, *_PROGRAM_DIRECTORIES})]
+    directory = f"{base}/{_PLANS}"
+    if not os.path.isdir(directory):
+        os.makedirs(directory, 0o700, exist_ok=True)  # another run may make it, too
+    path = f"{directory}/{_name(key)}"
+    stamps = [[name, stamp(name)] for name in sorted({*watched, *_always_watched()})]
     fresh = f"{path}.{os.getpid()}"
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
         json.dump({**entry, "key": key, "watched": stamps}, file)
     os.rename(fresh, path)
-    _forget_the_oldest(os.path.dirname(path))
+    _forget_the_oldest(directory)
 
 
 def _forget_the_oldest(directory: str) -> None:
@@ -179,22 +191,55 @@ def _key(options: list[str]) -> list[Any]:
     return [_MARK, __file__, sys.version, sys.path, boot, limits, options]
 
 
-def _path(base: str, key: list[Any]) -> str:
-    return f"{base}/plans/{crc32(json.dumps(key).encode()):08x}.json"
+def _name(key: list[Any]) -> str:
+    return f"{crc32(json.dumps(key).encode()):08x}.json"
 
 
-def _read(path: str) -> dict[str, Any] | None:
-    """Read a kept file that root alone can have written; None when there is none or it is no such file."""
+def _read(base: str, name: str) -> dict[str, Any] | None:
+    """Read a kept file that root alone can have written and put there; None when there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = _open_kept(base, name)
     except OSError:
         return None
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if status.st_uid != 0 or status.st_mode & 0o022 or status.st_size > _MAX_BYTES:
+        if os.fstat(descriptor).st_size > _MAX_BYTES:
             return None
         try:
             kept = json.loads(file.read())
         except (ValueError, RecursionError):
             return None
     return kept if isinstance(kept, dict) else None
+
+
+def _open_kept(base: str, name: str) -> int:
+    """Open a kept file, one directory after the other: a check of the file alone says nothing of how it came there.
+
+    Raises:
+        OSError: when it is not there, or somebody else could have had a hand in it.
+    """
+    above = os.stat(os.path.dirname(base))
+    if above.st_uid != 0 or (above.st_mode & _WRITABLE_BY_OTHERS and not above.st_mode & _STICKY):
+        raise PermissionError
+    own = _open_own(base, os.O_DIRECTORY)
+    try:
+        plans = _open_own(_PLANS, os.O_DIRECTORY, own)
+    finally:
+        os.close(own)
+    try:
+        return _open_own(name, os.O_NONBLOCK, plans)
+    finally:
+        os.close(plans)
+
+
+def _open_own(path: str, flags: int, directory: int | None = None) -> int:
+    """Open what root has made and no one else can write to; no link is followed.
+
+    Raises:
+        OSError: when it is no such thing.
+    """
+    descriptor = os.open(path, flags | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    status = os.fstat(descriptor)
+    if status.st_uid != 0 or status.st_mode & _WRITABLE_BY_OTHERS:
+        os.close(descriptor)
+        raise PermissionError
+    return descriptor

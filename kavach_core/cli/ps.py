@@ -11,6 +11,7 @@ from kavach_core.cli.gc import require_root
 from kavach_core.oci.garbage import LiveBox, live_boxes
 
 _COLUMNS = "{:<18}{:<10}{:>8}  {:>8}  {}"
+_UNKNOWN = "-"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -28,11 +29,13 @@ def show_boxes(options: argparse.Namespace, _: list[str]) -> int:
 def _print(boxes: list[LiveBox]) -> None:
     print(_COLUMNS.format("ID", "BACKEND", "OWNER", "AGE", "STATE"))
     for box in boxes:
-        print(_COLUMNS.format(box.id, box.backend, box.owner_pid, age(box.age_seconds), box.state))
+        print(_COLUMNS.format(box.id, box.backend, box.owner_pid or _UNKNOWN, age(box.age_seconds), box.state))
 
 
-def age(seconds: float) -> str:
-    """Return a length of time in its largest unit, for example ``3m``."""
+def age(seconds: float | None) -> str:
+    """Return a length of time in its largest unit, for example ``3m``; ``-`` for one that is not known."""
+    if seconds is None:
+        return _UNKNOWN
     for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "m")):
         if seconds >= unit:
             return f"{int(seconds // unit)}{name}"

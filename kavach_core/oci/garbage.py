@@ -20,10 +20,15 @@ from kavach_core.oci.workspace import FRESH_SHARED, existing_bases
 from kavach_core.reaper import identity
 from kavach_core.reaper.files import remove_path
 from kavach_core.reaper.groups import members
+from kavach_core.reaper.instance import group_of
 from kavach_core.reaper.sweep import Remains, find_living, find_remains
 
 _UNUSED_SECONDS: Final = 24 * 3600
 _SPEC_BYTES: Final = 4 * 1024 * 1024
+_MOST_PID: Final = 2**22  # proc(5), pid_max
+_END_OF_TIME: Final = 2.0**40
+
+Record = dict[str, Any]
 
 
 @frozen(kw_only=True)
@@ -54,15 +59,15 @@ class LiveBox:
     Attributes:
         id: its id.
         backend: the backend it was opened with.
-        owner_pid: the process that has it.
-        age_seconds: since it was asked for.
+        owner_pid: the process that has it, None when its ledger does not tell.
+        age_seconds: since it was asked for; likewise.
         state: ``starting``, ``running``, ``paused`` or ``ending``.
     """
 
     id: str
     backend: str
-    owner_pid: int
-    age_seconds: float
+    owner_pid: int | None
+    age_seconds: float | None
     state: str
 
 
@@ -87,7 +92,7 @@ def _end(remains: Remains, roots: list[str], *, dry_run: bool) -> Finding:
     return Finding(
         kind="instance",
         path=remains.path,
-        owner_pid=remains.owner.get("pid"),
+        owner_pid=_pid(remains.owner),
         boxes=tuple(remains.boxes),
         removed=not dry_run and not left,
         left=tuple(left),
@@ -143,24 +148,38 @@ def live_boxes() -> list[LiveBox]:
     now = time.time()
     found = []
     for base in map(str, existing_bases()):
-        for _, owner, boxes in find_living(base):
-            found += [_live_box(layout, owner, record, now) for record in boxes.values()]
-    return sorted(found, key=lambda box: -box.age_seconds)
+        for path, owner, boxes in find_living(base):
+            found += [_live_box(layout, path, owner, record, now) for record in boxes.values()]
+    return sorted(found, key=lambda box: -(box.age_seconds or 0.0))
 
 
-def _live_box(layout: CgroupLayout, owner: dict[str, Any], record: dict[str, Any], now: float) -> LiveBox:
+def _live_box(layout: CgroupLayout, path: str, owner: Record, record: Record, now: float) -> LiveBox:
+    """Make of a ledger's lines what can be shown. Where a box has its things is not read but known."""
+    box_id: str = record["box"]
+    backend = record.get("backend")
+    created = _time(record)
     return LiveBox(
-        id=record["box"],
-        backend=str(record.get("backend", "")),
-        owner_pid=int(owner.get("pid", 0)),
-        age_seconds=max(0.0, now - float(record.get("created", now))),
-        state=_state(layout, record),
+        id=box_id,
+        backend=backend if isinstance(backend, str) and backend.isprintable() else "",
+        owner_pid=_pid(owner),
+        age_seconds=None if created is None else max(0.0, now - created),
+        state=_state(layout, group=f"{group_of(path)}/{box_id}", bundle=f"{path}/bundles/{box_id}"),
     )
 
 
-def _state(layout: CgroupLayout, record: dict[str, Any]) -> str:
-    group = str(record.get("group", ""))
+def _pid(owner: Record) -> int | None:
+    pid = owner.get("pid")
+    return pid if isinstance(pid, int) and not isinstance(pid, bool) and 0 < pid <= _MOST_PID else None
+
+
+def _time(record: Record) -> float | None:
+    created: object = record.get("created")
+    if isinstance(created, bool) or not isinstance(created, (int, float)):
+        return None
+    return float(created) if 0 <= created <= _END_OF_TIME else None
+
+
+def _state(layout: CgroupLayout, *, group: str, bundle: str) -> str:
     if any(members(f"{root}/{group}/box") for root in layout.roots):
         return "paused" if Freezer(layout, group).is_frozen() else "running"
-    bundle = str(record.get("bundle", ""))
-    return "ending" if os.path.exists(f"{bundle}/pid") else "starting"  # noqa: PTH110 - a text of the ledger's
+    return "ending" if os.path.exists(f"{bundle}/pid") else "starting"  # noqa: PTH110 - stays text

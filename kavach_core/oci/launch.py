@@ -12,7 +12,7 @@ import time
 
 from kavach_core.oci.cgroup_tree import CgroupTree
 from kavach_core.oci.idrange import IdRange
-from kavach_core.reaper.files import mounts_below, remove_path
+from kavach_core.reaper.files import make_directory, mounts_below, remove_path
 from kavach_core.reaper.groups import kill, open_member
 
 TYPE_CHECKING = False  # typing's own constant costs the import of typing
@@ -118,7 +118,7 @@ class Launch:
         try:
             instance.guard()
             self._ledger.announce(box_id, self._record())
-            os.mkdir(self.bundle, _MODE)
+            make_directory(self.bundle, _MODE)
             self._write_spec()
             self.cgroup.create()
         except OSError:

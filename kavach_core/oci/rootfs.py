@@ -96,6 +96,8 @@ def _host_toolchain() -> RootLayout:
         for setting in filter(Path.is_file, settings):
             _write_file(skeleton / "etc" / setting.name, setting.read_bytes())
         for name in directories:
+            for parent in reversed(PurePosixPath(name).parents[:-1]):
+                _make_directory(skeleton / "etc" / parent)
             _make_directory(skeleton / "etc" / name)
         (skeleton / "var" / "tmp").symlink_to("/tmp")  # noqa: S108 - inside the box
 
@@ -162,11 +164,11 @@ def _fill_skeleton(skeleton: Path) -> None:
         _make_directory(skeleton / directory)
     for directory in _writable_names():
         (skeleton / directory).chmod(_MODE_OF_TMP)
-    (skeleton / AGENT_PATH.removeprefix("/")).touch(mode=0o644)
+    _write_file(skeleton / AGENT_PATH.removeprefix("/"), b"")
 
 
 def _make_directory(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
     path.chmod(0o755)
 
 
@@ -180,7 +182,7 @@ def _adopt(source: Path, skeleton: Path) -> None:
     elif source.is_dir():
         _make_directory(target)
     elif source.is_file():
-        target.touch(mode=0o644)
+        _write_file(target, b"")
 
 
 def _binds(source: Path) -> list[Bind]:

@@ -32,6 +32,7 @@ from kavach_core.reaper.instance import Instance
 _log = logging.getLogger(__name__)
 _CANDIDATES: Final = (Path("/run"), Path("/dev/shm"), Path("/var/lib"))  # noqa: S108 - only below a directory of root's own
 _MODE: Final = 0o711
+_OTHERS_WRITE: Final = 0o022
 FRESH_SHARED: Final = ".new-"
 """How the name of a shared directory begins that is being made; then comes who makes it."""
 
@@ -48,11 +49,12 @@ def base_directory() -> Path:
         path = parent / _name()
         try:
             path.mkdir(mode=_MODE, exist_ok=True)
+            if _is_ours(path):
+                _let_boxes_through(path)
+                return path
         except OSError as error:
             refusals.append(f"{path}: {error.strerror}")
             continue
-        if _is_ours(path):
-            return path
         refusals.append(f"{path}: not a directory of uid {os.geteuid()} closed to others")
     raise CreateError(
         f"no directory for runtime files: {'; '.join(refusals) or 'every candidate is mounted noexec or read-only'}",
@@ -87,8 +89,18 @@ def _is_in_memory(path: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    status = path.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    """Say whether a directory is this user's, and nobody else can write to it or put another in its place."""
+    status, above = path.lstat(), path.parent.stat()
+    stays = above.st_uid in (0, os.geteuid()) and (not above.st_mode & _OTHERS_WRITE or above.st_mode & stat.S_ISVTX)
+    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
+    return bool(own and stays)
+
+
+def _let_boxes_through(path: Path) -> None:
+    """Give a directory of ours the mode that boxes need: who made it may have had a umask that takes it away."""
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    if mode & _MODE != _MODE:
+        path.chmod(mode | _MODE)
 
 
 def shared(name: str, make: Callable[[Path], None]) -> Path:
@@ -99,6 +111,7 @@ def shared(name: str, make: Callable[[Path], None]) -> Path:
     """
     directory = base_directory() / "shared"
     directory.mkdir(mode=_MODE, exist_ok=True)
+    _let_boxes_through(directory)
     path = directory / name
     if path.exists():
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # says when it was last needed

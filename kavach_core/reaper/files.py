@@ -1,4 +1,4 @@
-"""Removing files of our own: never through a link, and never what is mounted there."""
+"""Making directories and removing files of our own: never through a link, and never what is mounted there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import os
 
 _MOUNTS = "/proc/self/mountinfo"
 _MOUNT_POINT_FIELD = 4
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make a directory with this very mode, whatever our caller's umask takes away.
+
+    Raises:
+        OSError: when it cannot be made, or is there.
+    """
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
 
 
 def remove_path(path: str) -> bool:

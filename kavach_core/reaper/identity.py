@@ -44,7 +44,7 @@ def start_of(pid: int) -> int | None:
     try:
         with open(f"/proc/{int(pid)}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
     # A zombie has ended: it holds nothing any more, and whoever should reap it may never do so.
     return int(fields[_START_AFTER_NAME]) if fields and fields[0] not in (b"Z", b"X") else None

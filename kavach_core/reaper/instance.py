@@ -17,6 +17,7 @@ import fcntl
 import os
 
 from kavach_core.reaper import identity
+from kavach_core.reaper.files import make_directory
 from kavach_core.reaper.groups import remove_directory
 from kavach_core.reaper.ledger import NAME as LEDGER
 from kavach_core.reaper.ledger import Ledger
@@ -73,9 +74,9 @@ class Instance:
             raise
 
     def _make(self, fresh: str, owner: dict[str, object]) -> None:
-        os.mkdir(fresh, _MODE)
+        make_directory(fresh, _MODE)
         for part in _PARTS:
-            os.mkdir(f"{fresh}/{part}", _MODE)
+            make_directory(f"{fresh}/{part}", _MODE)
         self._lock = os.open(f"{fresh}/{OWNER}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.ledger = Ledger(fresh, owner)

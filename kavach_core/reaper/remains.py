@@ -55,13 +55,17 @@ def _end_runtime(mark: str) -> None:
     try:
         os.symlink("none", mark)  # whoever makes it first has won: a `kavach-seal` that comes later starts nothing
     except FileExistsError:
-        pid, _, start = os.readlink(mark).partition(" ")
+        _kill_noted(mark)
     except OSError:
         return
-    else:
-        return
-    if pid.isdigit() and start.isdigit():
+
+
+def _kill_noted(mark: str) -> None:
+    try:
+        pid, _, start = os.readlink(mark).partition(" ")
         _kill(int(pid), int(start))
+    except (OSError, ValueError, OverflowError):
+        return  # it names nobody
 
 
 def _kill(pid: int, start: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kavach_core as kavach_api
-from kavach_core.cli.ps import age
+from kavach_core.cli.ps import age, show_boxes
 from kavach_core.oci import garbage, idrange, workspace
 from kavach_core.reaper import identity
 from tests.conftest import Host, Running
@@ -126,6 +127,59 @@ def test_a_lock_that_was_pruned_while_it_was_taken_is_not_one(base: Path, monkey
     assert idrange._lock(str(path)) is None
 
 
+BOX = "0123456789abcdef"
+ODD = [
+    {"box": BOX, "created": None},
+    {"box": BOX, "created": "yesterday"},
+    {"box": BOX, "created": float("nan")},
+    {"box": BOX, "created": float("inf")},
+    {"box": BOX, "created": -1},
+    {"box": BOX, "created": True},
+    {"box": BOX, "created": 10**400},
+    {"box": BOX, "created": [1]},
+    {"box": BOX, "group": "../../x\0", "bundle": "a\0b", "backend": ["\033[2J"]},
+    {"box": BOX, "group": None, "bundle": 3, "backend": "one\ntwo"},
+]
+
+
+@pytest.fixture
+def odd_ledger(base: Path) -> Iterator[Callable[..., None]]:
+    """Write the ledger of a living instance, whatever is to be in it."""
+    instance = base / "instance-0123"
+    (instance / "bundles").mkdir(parents=True)
+    with (instance / "owner").open("w") as owner:
+        idrange.fcntl.flock(owner.fileno(), idrange.fcntl.LOCK_EX)
+
+        def write(*lines: object) -> None:
+            (instance / "ledger").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+        yield write
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("record", ODD, ids=repr)
+def test_of_an_odd_ledger_is_shown_what_can_be(
+    odd_ledger: Callable[..., None], record: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd_ledger({"owner": identity.own()}, record)
+    [box] = garbage.live_boxes()
+    assert (box.id, box.owner_pid, box.age_seconds, box.state) == (BOX, os.getpid(), None, "starting")
+    for as_json in (False, True):
+        assert show_boxes(argparse.Namespace(json=as_json), []) == 0
+    shown = capsys.readouterr().out
+    assert f"\n{BOX}" in shown
+    assert "\033" not in shown
+    assert garbage.collect(dry_run=False) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("pid", [None, "x", "1\0", -1, 0, True, 1.5, float("inf"), 10**30, [1], {}])
+def test_of_an_odd_owner_no_process_is_shown(odd_ledger: Callable[..., None], pid: object) -> None:
+    odd_ledger({"owner": {**identity.own(), "pid": pid}}, {"box": BOX, "created": 0})
+    assert [box.owner_pid for box in garbage.live_boxes()] in ([None], [])  # what cannot be the owner's is dead
+    assert [finding.owner_pid for finding in garbage.collect(dry_run=True)] in ([None], [])
+
+
 @pytest.mark.needs_runc
 def test_the_command_line(run_kavach: Runner, start_kavach: Callable[..., Running], host: Host) -> None:
     running = start_kavach("run", "-b", "runc", "--", "sh", "-c", "echo up; sleep 1000")
@@ -179,6 +233,8 @@ def test_another_user_is_told(kavach: Path, command: str) -> None:
     assert b"root" in done.stderr
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.5, "0s"), (59, "59s"), (61, "1m"), (7200, "2h"), (200_000, "2d")])
-def test_age(seconds: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0s"), (59, "59s"), (61, "1m"), (7200, "2h"), (200_000, "2d"), (None, "-")]
+)
+def test_age(seconds: float | None, text: str) -> None:
     assert age(seconds) == text

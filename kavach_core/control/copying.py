@@ -7,9 +7,8 @@ import os
 import posixpath
 from typing import TYPE_CHECKING
 
-import trio
-
 from kavach_core.control.wire import Copied, Direction, Request
+from kavach_core.files.threads import in_thread
 from kavach_core.guest_files import FileKind
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ async def copy(files: SandboxFiles, request: Request) -> Copied:
     if request.direction is Direction.UPLOAD:
         target = await _remote_target(files, request)
         return _copied(target, await files.upload(request.local, target, user=request.user))
-    target = await trio.to_thread.run_sync(_local_target, request)
+    target = await in_thread(_local_target, request)
     return _copied(target, await files.download(request.remote, target, user=request.user))
 
 

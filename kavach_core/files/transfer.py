@@ -8,6 +8,7 @@ import trio
 
 from kavach_core.files.local_source import Batches, read_tree
 from kavach_core.files.local_target import Bounds, LocalTarget
+from kavach_core.files.threads import in_thread
 from kavach_core.files.transferred import Tally, Transferred
 from kavach_core.guest_files import GuestFiles, PackRequest, TreeEvent, TreeReader, UnpackRequest
 
@@ -32,20 +33,21 @@ async def send_tree(files: GuestFiles, request: UnpackRequest, path: str) -> Tra
 
 
 async def _next(batches: Batches) -> list[TreeEvent]:
-    return await trio.to_thread.run_sync(next, batches, [])
+    nothing: list[TreeEvent] = []
+    return await in_thread(next, batches, nothing)
 
 
 async def receive_tree(files: GuestFiles, request: PackRequest, path: str, bounds: Bounds) -> Transferred:
     """Copy what a box has to ``path`` of the host; see ``SandboxFiles.download``."""
-    target = await trio.to_thread.run_sync(LocalTarget, path, bounds)
+    target = await in_thread(LocalTarget, path, bounds)
     try:
         async with files.pack(request) as reader:
             while batch := await _gather(reader):
-                await trio.to_thread.run_sync(target.apply, batch)
-        await trio.to_thread.run_sync(target.commit)
+                await in_thread(target.apply, batch)
+        await in_thread(target.commit)
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(target.close)
+            await in_thread(target.close)
     return target.tally.total()
 
 

@@ -175,9 +175,16 @@ class Lease:
                 portal.leases.add(self)
                 if _shared.portal is None:
                     _shared.portal = portal
-                    portal.start()
+                    self._start(portal)
         portal.wait_until_ready()
         return portal
+
+    def _start(self, portal: Portal) -> None:
+        try:
+            portal.start()
+        except Exception:
+            _shared.drop(portal)  # without a thread nobody would ever tell who waits for it
+            raise
 
     def give_back(self) -> Portal | None:
         """Give up the claim. Return the loop if nobody else has one: the caller has to ``end`` and to ``join`` it."""

@@ -115,6 +115,25 @@ def test_a_system_without_threads_says_so(face: Face, monkeypatch: pytest.Monkey
     assert face.lease(lambda _: "well") == "well"
 
 
+def test_where_there_was_no_thread_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one asks before the first has given its lease back."""
+    first, second = loop_module.Lease(), loop_module.Lease()
+    with monkeypatch.context() as patch:
+        patch.setattr(Portal, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            first.take()
+    asking = threading.Thread(target=second.take, daemon=True)
+    asking.start()
+    asking.join(30)
+    waits = asking.is_alive()
+    for lease in (second, first):
+        portal = lease.give_back()
+        if portal is not None:
+            portal.end()
+            portal.join()
+    assert not waits
+
+
 # --- values, errors, context ------------------------------------------------------------------------
 
 

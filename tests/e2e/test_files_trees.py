@@ -328,3 +328,26 @@ def test_large_files_do_not_grow_the_host(backend: str, tmp_path: Path) -> None:
     grown_kib, total, sent = map(int, done.stdout.split())
     assert (total, sent) == (size, size)
     assert grown_kib < 32 * 1024
+
+
+def contents(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in directory.iterdir()]
+
+
+@pytest.mark.needs_crun
+async def test_copies_for_more_callers_than_the_loop_has_threads(tmp_path: Path) -> None:
+    """Plain code in worker threads holds all that trio has by itself, and waits for the copies."""
+    callers = int(trio.to_thread.current_default_thread_limiter().total_tokens) + 5
+    async with box("crun") as sandbox:
+        await sandbox.files.write("/tmp/file", b"contents")
+
+        def copy(number: int) -> None:
+            here = str(tmp_path / str(number))
+            trio.from_thread.run(sandbox.files.download, "/tmp/file", here)
+            trio.from_thread.run(sandbox.files.upload, here, f"/tmp/{number}")
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number in range(callers):
+                    nursery.start_soon(trio.to_thread.run_sync, copy, number)
+    assert contents(tmp_path) == [b"contents"] * callers

@@ -117,8 +117,22 @@ def plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int =
     Raises:
         ConfigError: when the root has no such working directory, or cannot be a root.
         UnsupportedPolicy: when this host cannot enforce one of the limits.
-        CreateError: when this host has no place for the files of boxes.
+        CreateError: when the root cannot be read, as it has gone since it was named, or when this host has no place
+            for the files of boxes.
     """
+    try:
+        return _plan_box(runtime, spec, tasks_per_process=tasks_per_process)
+    except OSError as error:
+        raise CreateError(
+            f"no box of {runtime.name} can be planned: {error}",
+            sandbox_id=spec.sandbox_id,
+            backend=runtime.name,
+            stage="plan",
+            hint="what the message names must be there and readable as long as boxes are started",
+        ) from error
+
+
+def _plan_box(runtime: OciRuntime, spec: SandboxSpec, *, tasks_per_process: int) -> BoxPlan:
     check_limits(spec)
     root = prepare_root(spec.root, compose=runtime.needs_mount_points)
     check_directory(root, spec.cwd)

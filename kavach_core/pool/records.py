@@ -17,7 +17,8 @@ class PoolOptions:
     """How a pool keeps its boxes.
 
     Attributes:
-        size: how many boxes to keep ready.
+        size: how many boxes to keep ready; there are more when boxes that may be used again come back, or when
+            somebody has gone for whom one was being started.
         uses: how many times a box is given out before it is closed; after each use but the last it must have
             no process.
         starting: how many boxes are started at once; as many as there are processors if left out.

@@ -12,6 +12,7 @@ import trio.testing
 import kavach_core as kavach_api
 from kavach_core import State
 from kavach_core.errors import ConfigError, CreateError, KavachError, PoolClosed, UnknownPlugin
+from kavach_core.pool import pace
 
 BOUND_SECONDS = 120
 
@@ -85,12 +86,13 @@ async def test_a_box_that_died_while_it_waited_is_replaced(backend: str) -> None
         assert pool.stats().discarded == 1
 
 
-async def test_a_box_that_may_be_used_again(backend: str) -> None:
+async def test_a_box_that_may_be_used_again(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_SETTLE_SECONDS", BOUND_SECONDS)  # no other is started while this one is in use
     async with kavach_api.open_pool(backend=backend, size=1, uses=3) as pool:
         with trio.fail_after(BOUND_SECONDS):
+            await pool.wait_filled()
             used = []
             for _ in range(4):
-                await pool.wait_filled()
                 async with pool.sandbox() as sandbox:
                     await sandbox.exec("true", timeout=30)
                     used.append(sandbox.id)

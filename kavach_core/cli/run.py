@@ -9,10 +9,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import trio
@@ -20,6 +20,7 @@ from attrs import frozen
 
 from kavach_core import converter
 from kavach_core.cli import kept_plans
+from kavach_core.cli.signals import signals_cancel
 from kavach_core.cli.streams import our_input, writer
 from kavach_core.cli.summary import print_summary
 from kavach_core.cli.terminal import our_terminal
@@ -31,8 +32,6 @@ from kavach_core.outcomes import describe_start_failure
 from kavach_core.policy import ByteSize
 from kavach_core.sandbox import Sandbox, open_sandbox
 from kavach_core.types import ExecResult
-
-_ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_command_line(options: argparse.Namespace, argv: list[str]) -> int:
@@ -130,11 +129,10 @@ def _environment(assignments: list[str], problems: list[FieldProblem]) -> dict[s
 
 async def _run(config: SandboxConfig, command: _Command, options: argparse.Namespace, argv: list[str]) -> int:
     code = 0
-    with _signals_cancel() as ended_by:
+    with signals_cancel() as ended_by:
         started = trio.current_time()
         async with open_sandbox(config) as sandbox:
-            run = _as_json if options.json else _connected
-            code = await run(sandbox, command)
+            code = await (_as_json(sandbox, command) if options.json else _connected(sandbox, command, ended_by))
         if options.summary:
             print_summary(sandbox.backend, str(sandbox.score), trio.current_time() - started, code)
         _keep_plan(options, argv, sandbox)
@@ -183,27 +181,6 @@ def _metadata_of(launcher: str) -> str | None:
     return None
 
 
-@contextmanager
-def _signals_cancel() -> Iterator[list[int]]:
-    """Cancel the block when we are asked to end; the list then holds the signal."""
-    received: list[int] = []
-    with trio.CancelScope() as scope:
-        token = trio.lowlevel.current_trio_token()
-
-        def handle(number: int, _: object) -> None:
-            received.append(number)
-            token.run_sync_soon(scope.cancel)
-
-        # What our caller has us ignore, as nohup does, stays ignored.
-        heeded = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, handle) for number in heeded}
-        try:
-            yield received
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 async def _as_json(sandbox: Sandbox, command: _Command) -> int:
     options: ExecOptions = {"input": our_input(), "tty": command.tty, **command.bounds}
     result = await sandbox.exec(*command.argv, **options)
@@ -211,12 +188,13 @@ async def _as_json(sandbox: Sandbox, command: _Command) -> int:
     return result.exit_code
 
 
-async def _connected(sandbox: Sandbox, command: _Command) -> int:
+async def _connected(sandbox: Sandbox, command: _Command, ended_by: Sequence[int]) -> int:
     """Run a command with our own standard streams, and our terminal if it is to have one."""
     options: ExecOptions = {"input": our_input(), "max_output": 0, **command.bounds}
     with trio.CancelScope() as scope:
         options |= {"on_stdout": writer(1, scope), "on_stderr": writer(2, scope)}
-        with our_terminal(config=sandbox.config) if command.tty else contextlib.nullcontext(ExecOptions()) as terminal:
+        lent = our_terminal(config=sandbox.config, ended_by=ended_by) if command.tty else nullcontext(ExecOptions())
+        with lent as terminal:
             result = await sandbox.exec(*command.argv, **(options | terminal))
         if result.start_failure is not None:
             print(f"kavach: {describe_start_failure(result)}", file=sys.stderr)

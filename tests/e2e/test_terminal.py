@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ import pytest
 
 import kavach_core as kavach_api
 from kavach_core import TerminalSize
+from kavach_core.cli.kept_plans import SWITCH
+from kavach_core.cli.signals import ENDING
 from kavach_core.errors import ConfigError
 
 WAIT_SECONDS = 30
@@ -101,7 +105,7 @@ async def test_a_kill_and_a_deadline_end_what_has_a_terminal(backend: str) -> No
 class Person:
     """Somebody at a terminal."""
 
-    def __init__(self, command: list[str | Path]) -> None:
+    def __init__(self, command: list[str | Path], pass_fds: tuple[int, ...] = ()) -> None:
         self.master, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("<HHHH", 30, 90, 0, 0))
         self.terminal = terminal
@@ -114,6 +118,7 @@ class Person:
             stderr=terminal,
             start_new_session=True,
             env={**os.environ, "TERM": "vt220"},
+            pass_fds=pass_fds,
         )
 
     def type(self, text: bytes) -> None:
@@ -204,7 +209,19 @@ def test_an_interactive_python(sit: Sit) -> None:
     assert person.is_as_before()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
+ENDED_BY = (
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGALRM,
+    signal.SIGXCPU,
+    signal.SIGRTMIN,
+)
+
+
+@pytest.mark.parametrize("number", ENDED_BY)
 def test_the_terminal_is_restored_when_we_are_asked_to_end(sit: Sit, number: signal.Signals) -> None:
     person = sit("-t", "--", "sh", "-c", "echo up; sleep 1000")
     person.wait_for(b"up")
@@ -239,3 +256,194 @@ def test_without_a_terminal_of_our_own(run_kavach: Callable[..., subprocess.Comp
     done = run_kavach("run", "-it", "--", "sh", "-c", "test -t 0 && read line && echo got $line", stdin=b"word\n")
     assert done.returncode == 0
     assert b"got word\r\n" in done.stdout
+
+
+# --- with job control ---------------------------------------------------------------------------
+
+
+JOB = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or the shell could not take its terminal back
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    if sys.argv[1] == "foreground":
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpid())
+        signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[2], sys.argv[2:])
+def tell(what):
+    os.write(3, f"{what}\\n".encode())
+tell(job)
+orders = os.fdopen(4)
+while True:
+    _, status = os.waitpid(job, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        break
+    os.tcsetpgrp(0, os.getpid())
+    tell(f"stopped by {os.WSTOPSIG(status)}")
+    where = orders.readline().strip()
+    if where == "foreground":
+        os.tcsetpgrp(0, job)
+    os.kill(job, signal.SIGTERM if where == "end" else signal.SIGCONT)
+    if where == "end":
+        os.kill(job, signal.SIGCONT)
+tell(f"ended with {os.waitstatus_to_exitcode(status)}")
+"""
+
+
+class Shell(Person):
+    """A small shell with job control, which has one job."""
+
+    def __init__(self, where: str, command: list[str | Path]) -> None:
+        news, tell = os.pipe()
+        orders, order = os.pipe()
+        wiring = 'exec 3>&"$1" 4<&"$2"; shift 2; exec "$@"'
+        shell = [sys.executable, "-c", JOB, where, *command]
+        super().__init__(["bash", "-c", wiring, "bash", str(tell), str(orders), *shell], pass_fds=(tell, orders))
+        os.close(tell)
+        os.close(orders)
+        self._news = os.fdopen(news)
+        self._order = order
+        self.job = int(self.hear())
+
+    def hear(self) -> str:
+        """Wait for what the shell has to say of its job."""
+        assert select.select([self._news], [], [], WAIT_SECONDS)[0], f"nothing happens; shown was {self.seen!r}"
+        return self._news.readline().strip()
+
+    def order(self, what: str) -> None:
+        """Let the stopped job go on in the foreground or the background, or end it."""
+        os.write(self._order, f"{what}\n".encode())
+
+    def leave(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.job, signal.SIGKILL)
+        super().leave()
+        self._news.close()
+        os.close(self._order)
+
+
+@pytest.fixture
+def job(kavach: Path) -> Iterator[Callable[..., Shell]]:
+    """Have ``kavach run`` as the job of a shell."""
+    shells: list[Shell] = []
+
+    def start(where: str, *arguments: str) -> Shell:
+        shells.append(Shell(where, [kavach, "run", "-b", "crun", *arguments]))
+        return shells[-1]
+
+    yield start
+    for shell in shells:
+        shell.leave()
+
+
+ECHO = ("sh", "-c", "echo up; read line; echo got $line; sleep 1000")
+
+
+@pytest.mark.needs_crun
+def test_a_stop_gives_the_terminal_back_and_it_is_raw_again_in_the_foreground(job: Callable[..., Shell]) -> None:
+    shell = job("foreground", "-it", "--", *ECHO)
+    shell.wait_for(b"up")
+    assert shell.is_raw()
+    os.kill(shell.job, signal.SIGTSTP)
+    assert shell.hear() == f"stopped by {int(signal.SIGTSTP)}"
+    assert shell.is_as_before()
+    shell.order("background")
+    assert shell.hear() == f"stopped by {int(signal.SIGTTOU)}", "a terminal is for the foreground"
+    assert shell.is_as_before()
+    shell.resize(21, 61)
+    shell.order("foreground")
+    shell.type(b"word\r")
+    shell.wait_for(b"got word\r\n")
+    assert shell.is_raw()
+    os.kill(shell.job, signal.SIGSTOP)
+    assert shell.hear() == f"stopped by {int(signal.SIGSTOP)}"
+    termios.tcsetattr(shell.terminal, termios.TCSANOW, shell.before)  # as shells do
+    shell.order("end")
+    assert shell.hear() == "ended with 143"
+    assert shell.is_as_before()
+
+
+@pytest.mark.needs_crun
+def test_begun_in_the_background_it_waits_for_the_terminal(job: Callable[..., Shell]) -> None:
+    shell = job("background", "-it", "--", *ECHO)
+    assert shell.hear() == f"stopped by {int(signal.SIGTTOU)}"
+    assert shell.is_as_before()
+    shell.order("foreground")
+    shell.wait_for(b"up")
+    assert shell.is_raw()
+    os.kill(shell.job, signal.SIGTERM)
+    assert shell.hear() == "ended with 143"
+    assert shell.is_as_before()
+
+
+@pytest.mark.needs_crun
+@pytest.mark.parametrize("kept", ["0", "1"])
+def test_in_the_background_nothing_is_read(
+    job: Callable[..., Shell], kept: str, monkeypatch: pytest.MonkeyPatch, run_kavach: Callable[..., object]
+) -> None:
+    """Both ways: what is typed is the shell's, and the command goes on instead of being stopped."""
+    monkeypatch.setenv(SWITCH, kept)
+    run_kavach("run", "-b", "crun", "--", "true")
+    shell = job("background", "--", "sh", "-c", "echo up; sleep 1; echo over; exit 7")
+    shell.type(b"typed\n")
+    assert shell.hear() == "ended with 7"
+    shell.wait_for(b"over")
+    assert os.read(shell.terminal, 100) == b"typed\n"
+
+
+# --- ways out -----------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_crun
+def test_a_terminal_that_is_hung_up(kavach: Path, tmp_path: Path) -> None:
+    master, terminal = pty.openpty()
+    script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    command = ["run", "-b", "crun", "-it", "--", "sh", "-c", "echo up; sleep 1000"]
+    with (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, kavach, *command],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=errors,
+            start_new_session=True,
+        )
+    with process:
+        os.close(terminal)
+        assert select.select([master], [], [], WAIT_SECONDS)[0]
+        assert b"up" in os.read(master, 100)
+        os.close(master)
+        assert process.wait(WAIT_SECONDS) == 128 + signal.SIGHUP
+    assert (tmp_path / "errors").read_text() == ""
+
+
+TRY_ALL = """
+import os, resource, signal
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    child = os.fork()
+    if not child:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(0)
+    _, status = os.waitpid(child, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    elif os.WIFSIGNALED(status):
+        print(int(number))
+"""
+
+
+def test_the_signals_that_end_us_are_those_that_would_end_anybody() -> None:
+    """But for faults, whose handlers cannot return."""
+    done = subprocess.run([sys.executable, "-c", TRY_ALL], check=True, capture_output=True)
+    assert set(map(int, done.stdout.split())) == ENDING | {
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+    }

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 
+from kavach_core.cli.foreground import NAP_SECONDS, in_background
 from kavach_core.exit_status import (
     EXIT_FAILED,
     EXIT_TIMEOUT,
@@ -73,6 +74,7 @@ class Conversation:
         self.parser = protocol.FrameParser()
         self.command = Command(1)
         self.input_open = True
+        self._from_terminal = os.isatty(0)
         self._outlets: dict[int, int] = {}
         self._blocking = False
         self._knocked = False
@@ -156,7 +158,10 @@ class Conversation:
     def _wait(self, seconds: float) -> list[int]:
         sources = [self._box.receive_fd]
         if self.input_open and self.command.stdin_credit and self.command.exit is None:
-            sources.append(0)
+            if self._is_held_off():
+                seconds = min(seconds, NAP_SECONDS)
+            else:
+                sources.append(0)
         if self.command.exit is None and self._knocker() >= 0:
             sources.append(self._knocker())
         return ready(sources, seconds)
@@ -189,7 +194,13 @@ class Conversation:
                 if grant:
                     self._tell(protocol.encode_credit(self.command.number, number, grant))
 
+    def _is_held_off(self) -> bool:
+        """Say whether what is typed is for another job: to read it would have us stopped."""
+        return self._from_terminal and in_background(0)
+
     def _feed(self) -> None:
+        if self._is_held_off():
+            return
         try:
             self._blocking = True  # another reader of the same terminal or pipe may have been quicker
             data = os.read(0, min(self.command.stdin_credit, _CHUNK_BYTES))

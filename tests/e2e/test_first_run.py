@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from kavach_core.cli import kept_plans
+from kavach_core.errors import CreateError
+from kavach_core.oci import workspace
 
 IN_A_NEW_RUN = "mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs -o mode=1777 tmpfs /dev/shm; cd /; "
 
@@ -136,3 +138,40 @@ def test_a_plan_that_watches_nothing_never_holds(planted: Planted, watched: list
     kept = json.loads(planted.file.read_text())
     planted.file.write_text(json.dumps({**kept, "watched": watched}))
     assert not planted.is_used()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only directory in which kavach may have its own, open to all as /dev/shm is."""
+    place = tmp_path / "shm"
+    place.mkdir()
+    place.chmod(0o1777)
+    monkeypatch.setattr(workspace, "_CANDIDATES", (place,))
+    return place
+
+
+@pytest.mark.needs_root
+def test_a_base_is_made_and_found(place: Path) -> None:
+    assert workspace.base_directory.__wrapped__() == place / "kavach"
+    assert workspace.existing_bases() == [place / "kavach"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("plant", ["link", "owner", "writable", "parent", "parent's owner"])
+def test_a_base_that_another_user_had_a_hand_in_is_refused(place: Path, plant: str) -> None:
+    base, elsewhere = place / "kavach", place / "elsewhere"
+    elsewhere.mkdir(mode=0o711)
+    if plant == "link":
+        base.symlink_to(elsewhere)
+    else:
+        base.mkdir(mode=0o711)
+    if plant == "writable":
+        base.chmod(0o733)
+    elif plant == "parent":
+        place.chmod(0o777)
+    elif plant != "link":
+        os.chown(base if plant == "owner" else place, 65534, 0)
+    assert workspace.existing_bases() == []
+    with pytest.raises(CreateError, match="kavach"):
+        workspace.base_directory.__wrapped__()
+    assert not any(elsewhere.iterdir())

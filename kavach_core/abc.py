@@ -20,6 +20,7 @@ from kavach_core.types import (
     GuestExit,
     LimitEvents,
     Output,
+    OutputComplete,
     ProbeReport,
     ProcessInfo,
     StartFailure,
@@ -84,6 +85,9 @@ class GuestStartError(Exception):
         self.failure = failure
 
 
+GuestEvent = Output | GuestExit | OutputComplete
+
+
 class GuestProcess(Protocol):
     """One command in a box.
 
@@ -100,11 +104,12 @@ class GuestProcess(Protocol):
     def has_event(self) -> bool:
         """True when ``next_event`` would not wait. One that always says False is slower, and not wrong."""
 
-    async def next_event(self) -> Output | GuestExit | None:
+    async def next_event(self) -> GuestEvent | None:
         """Return what happens next: output of either stream, or the end of the first process; None after all of it.
 
-        The end is told as soon as it is known, and output may follow it. Whoever uses this does not read the
-        streams, and the other way round.
+        The end is told as soon as it is known, and output may follow it. When it says so, ``OutputComplete`` comes
+        after the last of what was written before it. Whoever uses this does not read the streams, and the other way
+        round.
 
         Raises:
             SandboxGone: when the box ended before the command did.

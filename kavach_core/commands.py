@@ -14,6 +14,7 @@ from kavach_core.validation import (
     check_absolute_path,
     check_argv,
     check_environment,
+    check_terminal_size,
     is_encodable,
     number,
     optional,
@@ -33,7 +34,6 @@ TERMINAL_ENVIRONMENT: Final[Mapping[str, str]] = {"TERM": "xterm"}
 _check_timeout = optional(number(minimum=0.001, maximum=31_536_000, unit="seconds"))
 _check_max_output = number(minimum=0, maximum=1024**3, unit="bytes", integer=True)
 _check_output_limit = optional(number(minimum=0, maximum=1024**5, unit="bytes", integer=True))
-_check_characters = number(minimum=1, maximum=65_535, unit="characters", integer=True)
 _check_cwd = optional(check_absolute_path)
 
 
@@ -199,12 +199,6 @@ def _check_tty(tty: object) -> Iterator[FieldProblem]:
         yield from check_terminal_size(tty)
     elif not isinstance(tty, bool):
         yield FieldProblem("tty", f"{type(tty).__name__} is no size of a terminal", "True, or TerminalSize(...)")
-
-
-def check_terminal_size(size: TerminalSize) -> Iterator[FieldProblem]:
-    """Check that a terminal can have a size."""
-    yield from _check_characters("tty.rows", size.rows)
-    yield from _check_characters("tty.columns", size.columns)
 
 
 def _terminal(tty: bool | TerminalSize) -> TerminalSize | None:  # noqa: FBT001 - what the caller wrote

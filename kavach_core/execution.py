@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterable, Awaitable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from typing import Final
 
 import attrs
 import trio
 
-from kavach_core.abc import GuestProcess, GuestStartError, Session
-from kavach_core.errors import KavachError, SandboxError
+from kavach_core.abc import GuestEvent, GuestProcess, GuestStartError, Session
+from kavach_core.errors import ConfigError, KavachError, SandboxError
 from kavach_core.runs import Command, Run
-from kavach_core.types import Bound, GuestExit, LimitEvents, Output, Stream, TerminalSize
+from kavach_core.types import Bound, GuestExit, LimitEvents, Output, OutputComplete, Stream, TerminalSize
+from kavach_core.validation import check_terminal_size
 
 DRAIN_GRACE_SECONDS: Final = 0.25
 """How long output is awaited after the command's end, in all: a process left behind may hold the stream."""
@@ -25,6 +26,8 @@ _KILL_SECONDS: Final = 2.0
 _LIST_SECONDS: Final = 1.0
 # How long before the CPU time is asked for again, at the least: each time, the agent looks at every process of the box.
 _CPU_POLL_SECONDS: Final = 0.02
+
+Note = Callable[[Run, GuestEvent], Awaitable[None]]
 
 
 async def run_command(session: Session, command: Command, *, pids_limit: int | None = None) -> Run:
@@ -51,10 +54,21 @@ async def run_command(session: Session, command: Command, *, pids_limit: int | N
             await _run_to_end(run, process, deadline)
     if deadline.cancelled_caught and run.exit is None and run.gone is None:
         run.stopped_by = run.stopped_by or Bound.TIMEOUT  # it was not even started in time
+        run.gone = await _how_it_has_ended(session)
     run.limits_met = _difference(before, session.limit_events())
     if pids_limit is not None and run.limits_met.pids_refusals is None and run.has_failed:
         run.limits_met = attrs.evolve(run.limits_met, pids_refusals=await _count_refusals(session, pids_limit))
     return run
+
+
+async def _how_it_has_ended(session: Session) -> SandboxError | None:
+    """Return how the box has ended, or None when it has not: who could not be killed in time takes it along."""
+    with trio.move_on_after(0):
+        try:
+            await session.ping()
+        except SandboxError as error:
+            return error
+    return None
 
 
 async def _count_refusals(session: Session, pids_limit: int) -> int:
@@ -70,7 +84,7 @@ async def _run_to_end(run: Run, process: GuestProcess, deadline: trio.CancelScop
         await _complete(run, process)
     finally:
         try:
-            if run.exit is None and run.gone is None:
+            if (run.exit is None or run.awaits_output) and run.gone is None:
                 _note_why(run, deadline)
                 await _kill(run, process)
         finally:
@@ -138,10 +152,10 @@ async def _drain(run: Run, process: GuestProcess) -> None:
         await _note(run, event)
         _check_output(run)
     if run.exit is not None:
-        await _drain_late(run, process)
+        await _drain_late(run, process, note=_note)
 
 
-async def _next(run: Run, process: GuestProcess) -> Output | GuestExit | None:
+async def _next(run: Run, process: GuestProcess) -> GuestEvent | None:
     """Return what happens next; None also when the box has ended, which the run then knows.
 
     What the caller's own functions raise may be of the same class, from another sandbox: so it is caught here alone.
@@ -159,22 +173,24 @@ def _check_output(run: Run) -> None:
         run.stopped_by = Bound.OUTPUT
 
 
-async def _drain_late(run: Run, process: GuestProcess) -> None:
-    """Take what comes after the command's end, for a moment: a process left behind may hold the streams open."""
-    ceiling = run.total + _LATE_OUTPUT_BYTES
-    patience = DRAIN_GRACE_SECONDS
-    while run.total <= ceiling and patience > 0:
-        if process.has_event:
+async def _drain_late(run: Run, process: GuestProcess, *, note: Note) -> None:
+    """Take what comes after the command's end: all of its own, and for a moment what those left behind may write."""
+    ceiling, patience = run.total, DRAIN_GRACE_SECONDS
+    while patience > 0 and run.total <= ceiling + _LATE_OUTPUT_BYTES:
+        if process.has_event or run.awaits_output:
             event = await _next(run, process)
         else:
             event, waited = await _next_within(patience, run, process)
             patience -= waited
         if event is None:
-            return
-        await _note(run, event)
+            break
+        await note(run, event)
+        if run.awaits_output:
+            ceiling = run.total
+    run.complete = run.complete or run.gone is None
 
 
-async def _next_within(seconds: float, run: Run, process: GuestProcess) -> tuple[Output | GuestExit | None, float]:
+async def _next_within(seconds: float, run: Run, process: GuestProcess) -> tuple[GuestEvent | None, float]:
     """Return what happens next, or None when that takes too long, and for how long it was waited for."""
     asked, event = trio.current_time(), None
     with trio.move_on_after(seconds):
@@ -182,13 +198,27 @@ async def _next_within(seconds: float, run: Run, process: GuestProcess) -> tuple
     return event, trio.current_time() - asked
 
 
-async def _note(run: Run, event: Output | GuestExit) -> None:
+async def _note(run: Run, event: GuestEvent) -> None:
+    """Note what has happened; output goes to whoever wants it as it comes."""
+    if isinstance(event, Output):
+        await (run.stdout if event.stream is Stream.STDOUT else run.stderr).add(event.data)
+    else:
+        _note_end(run, event)
+
+
+async def _note_alone(run: Run, event: GuestEvent) -> None:
+    """Note what has happened, and tell nobody: whoever is to take the output may be what the command is killed for."""
+    if isinstance(event, Output):
+        (run.stdout if event.stream is Stream.STDOUT else run.stderr).keep(event.data)
+    else:
+        _note_end(run, event)
+
+
+def _note_end(run: Run, event: GuestExit | OutputComplete) -> None:
     if isinstance(event, GuestExit):
         run.exit = event
-    elif event.stream is Stream.STDOUT:
-        await run.stdout.add(event.data)
     else:
-        await run.stderr.add(event.data)
+        run.complete = True
 
 
 async def _watch_cpu(run: Run, process: GuestProcess, limit: float) -> None:
@@ -205,6 +235,9 @@ async def _watch_cpu(run: Run, process: GuestProcess, limit: float) -> None:
 
 async def _resize(process: GuestProcess, sizes: AsyncIterable[TerminalSize]) -> None:
     async for size in sizes:
+        problems = list(check_terminal_size(size))
+        if problems:
+            raise ConfigError(problems)
         with contextlib.suppress(SandboxError):  # the box has ended, which whoever waits for the command is told
             await process.resize(size)
 
@@ -228,7 +261,7 @@ async def _send(run: Run, stdin: trio.abc.SendStream, data: bytes) -> bool:
         await stdin.send_all(data)
     except (trio.BrokenResourceError, KavachError):
         return False
-    run.stdin_bytes += len(data)
+    run.stdin_bytes += memoryview(data).nbytes
     return True
 
 
@@ -241,6 +274,6 @@ async def _kill(run: Run, process: GuestProcess) -> None:
             run.gone = error  # the box went down with the command, which is as dead as can be
             return
         while run.exit is None and (event := await _next(run, process)) is not None:
-            await _note(run, event)
+            await _note_alone(run, event)
         if run.exit is not None:
-            await _drain_late(run, process)
+            await _drain_late(run, process, note=_note_alone)

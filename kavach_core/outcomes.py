@@ -46,11 +46,16 @@ def outcome_of(run: Run, *, alone: bool) -> Outcome:
         return Outcome.CANCELLED
     if run.stopped_by is not None:
         return Outcome.OUTPUT_LIMIT if run.stopped_by is Bound.OUTPUT else Outcome.TIMEOUT
-    if run.gone is not None or run.exit is None:
+    if run.exit is None or not _ended_by_itself(run):
         return Outcome.OOM_KILLED if run.limits_met.oom_kills else Outcome.BACKEND_ERROR
     if run.exit.status == 0:
         return Outcome.OK
     return _outcome_of_failure(run, alone=alone)
+
+
+def _ended_by_itself(run: Run) -> bool:
+    """Say whether all is known of a command, even if the box has ended right after it."""
+    return run.exit is not None and (run.gone is None or run.complete)
 
 
 def _outcome_of_failure(run: Run, *, alone: bool) -> Outcome:
@@ -68,7 +73,7 @@ def exit_code_of(run: Run) -> int:
         return status_of_failed_start(run.start_failure.errno)
     if run.stopped_by in (Bound.TIMEOUT, Bound.CPU):
         return EXIT_TIMEOUT
-    if run.exit is None or (run.gone is not None and run.stopped_by is None):
+    if run.exit is None or not (run.stopped_by or _ended_by_itself(run)):
         return _KILLED if run.stopped_by or run.limits_met.oom_kills else EXIT_FAILED
     return run.exit.status
 

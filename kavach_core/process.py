@@ -9,9 +9,9 @@ from typing import Self
 import trio
 
 from kavach_core.abc import GuestProcess
-from kavach_core.commands import check_terminal_size
 from kavach_core.errors import ConfigError, SandboxGone
 from kavach_core.types import GuestExit, Output, TerminalSize
+from kavach_core.validation import check_signal, check_terminal_size
 
 _END_SECONDS = 2.0
 
@@ -82,8 +82,12 @@ class Process:
         """Send a signal to the first process of the command; nothing happens when that has ended.
 
         Raises:
+            ConfigError: when it is none: 0, which asks whether a process is there, is not sent; see ``poll``.
             SandboxGone: when the box has ended.
         """
+        problems = list(check_signal("signal", signal))
+        if problems:
+            raise ConfigError(problems)
         await self._process.send_signal(signal)
 
     async def resize(self, *, rows: int, columns: int) -> None:

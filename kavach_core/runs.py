@@ -56,12 +56,16 @@ class Capture:
         """What was kept."""
         return bytes(self._kept)
 
-    async def add(self, chunk: bytes) -> None:
-        """Take a chunk: count it, keep what fits, pass it on."""
+    def keep(self, chunk: bytes) -> None:
+        """Take a chunk: count it, and keep what fits."""
         self.total += len(chunk)
         room = self.limit - len(self._kept)
         if room > 0:
             self._kept += chunk[:room]
+
+    async def add(self, chunk: bytes) -> None:
+        """Take a chunk, and pass it on."""
+        self.keep(chunk)
         if self.forward is not None:
             await self.forward(chunk)
 
@@ -75,6 +79,7 @@ class Run:
         stdout: its standard output so far.
         stderr: its standard error so far.
         exit: how its first process ended, once it has.
+        complete: and all has come that was written before that, as far as can be known.
         start_failure: why it could not be started.
         stopped_by: the caller's bound that it went beyond, for which it is killed.
         cancelled: whoever waited for it stopped waiting, and it was killed.
@@ -87,6 +92,7 @@ class Run:
     stdout: Capture
     stderr: Capture
     exit: GuestExit | None = None
+    complete: bool = False
     start_failure: StartFailure | None = None
     stopped_by: Bound | None = None
     cancelled: bool = False
@@ -102,6 +108,11 @@ class Run:
             Capture(command.max_output, command.on_stdout),
             Capture(command.max_output, command.on_stderr),
         )
+
+    @property
+    def awaits_output(self) -> bool:
+        """True when its first process has ended, and the box will say when all has come that was written before."""
+        return self.exit is not None and self.exit.tells_complete and not self.complete
 
     @property
     def has_failed(self) -> bool:

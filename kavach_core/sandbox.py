@@ -326,6 +326,7 @@ class Sandbox:
                 is logged, and left to ``kavach gc``.
         """
         if self._state is State.DESTROYED:
+            await self._session.aclose()  # somebody else may be at it still
             return
         self._state = transition(self._state, State.DESTROYED, sandbox_id=self.id)
         unregister(self)

@@ -109,6 +109,7 @@ class GuestExit:
         cpu_user_seconds: CPU time in user mode, of it and the children it waited for.
         cpu_system_seconds: CPU time in the kernel, likewise.
         max_rss_bytes: peak resident set of the largest process among them.
+        tells_complete: ``OutputComplete`` will follow, once all has been given that was written before this end.
     """
 
     exit_code: int | None
@@ -116,11 +117,20 @@ class GuestExit:
     cpu_user_seconds: float = 0.0
     cpu_system_seconds: float = 0.0
     max_rss_bytes: int = 0
+    tells_complete: bool = False
 
     @property
     def status(self) -> int:
         """The status a shell would show: its own, or 128 + N after signal N."""
         return status_of_end(code=self.signal or self.exit_code or 0, by_signal=self.signal is not None)
+
+
+@frozen
+class OutputComplete:
+    """All has been given that a command's streams held when its first process ended.
+
+    What comes after it was written by processes that the command has left behind.
+    """
 
 
 class Stream(enum.StrEnum):

@@ -15,10 +15,12 @@ from typing import Any
 import attrs
 
 from kavach_core.errors import ConfigError, FieldProblem
+from kavach_core.types import TerminalSize
 
 Check = Callable[[str, Any], Iterable[FieldProblem]]
 
 MAX_ID = 65_535
+MAX_SIGNAL = 64
 MAX_ARGUMENT_BYTES = 131_071  # the kernel's MAX_ARG_STRLEN (32 pages), less the NUL
 MAX_COMMAND_BYTES = 1_000_000  # argv and env together; fits one START frame of the guest protocol
 
@@ -139,6 +141,21 @@ def _check_variable(where: str, key: object, value: object) -> Iterator[FieldPro
     elif not found and "=" in str(key):
         yield FieldProblem(where, "the name contains '='", "write the value as the value")
     yield from found
+
+
+_check_characters = number(minimum=1, maximum=65_535, unit="characters", integer=True)
+
+
+def check_terminal_size(size: TerminalSize) -> Iterator[FieldProblem]:
+    """Check that a terminal can have a size."""
+    yield from _check_characters("tty.rows", size.rows)
+    yield from _check_characters("tty.columns", size.columns)
+
+
+def check_signal(name: str, value: object) -> Iterator[FieldProblem]:
+    """Check that something is a signal that can be sent."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIGNAL:
+        yield FieldProblem(name, f"{show(value)} is no signal", f"1 to {MAX_SIGNAL}; poll() says whether it still runs")
 
 
 def check_argv(name: str, value: object) -> Iterator[FieldProblem]:

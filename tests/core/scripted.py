@@ -11,12 +11,13 @@ from typing import Any
 import trio
 import trio.testing
 
+from kavach_core.abc import GuestEvent
 from kavach_core.config import NOBODY
 from kavach_core.runs import Command
 from kavach_core.types import ExecRequest, GuestExit, LimitEvents, Output, ProcessInfo, Stream, TerminalSize, Usage
 
 KIB = 1024
-Happening = tuple[float, Output | GuestExit | BaseException | None]
+Happening = tuple[float, GuestEvent | BaseException | None]
 
 OK = GuestExit(exit_code=0, cpu_user_seconds=0.5, cpu_system_seconds=0.25, max_rss_bytes=4096)
 KILLED = GuestExit(exit_code=None, signal=9)
@@ -93,7 +94,7 @@ class Process:
         """True once its time has come."""
         return not self._script or trio.current_time() >= self._started + self._script[0][0]
 
-    async def next_event(self) -> Output | GuestExit | None:
+    async def next_event(self) -> GuestEvent | None:
         """Return what comes next, at its time; lose nothing when cancelled."""
         at, what = self._script[0] if self._script else (0, None)
         await trio.sleep_until(self._started + at)

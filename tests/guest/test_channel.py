@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 async def test_each_side_greets_first_without_waiting() -> None:
     async with connect(greet=False) as (channel, agent), trio.open_nursery() as nursery:
         nursery.start_soon(channel.open)
-        assert await agent.hear() == (0x01, 0, 0, b"KVCH\1\0\1\0")
+        assert await agent.hear() == (0x01, 0, 0, b"KVCH\1\0\2\0")
         await agent.say(hello())
     async with connect(greet=False) as (channel, agent):
         await agent.say(hello(minor=7))

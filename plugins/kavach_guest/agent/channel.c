@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "bytes.h"
 #include "cpu.h"
+#include "host.h"
 #include "identity.h"
 #include "input.h"
 #include "out.h"
@@ -173,7 +175,38 @@ const char *channel_find(uint32_t id, struct channel **found) {
     return NULL;
 }
 
+/* The active channels stay in order. */
+static void activate(struct channel *channel) {
+    unsigned place = channels_active_count++;
+    while (place > 0 && channels_active[place - 1]->id > channel->id) {
+        channels_active[place] = channels_active[place - 1];
+        place--;
+    }
+    channels_active[place] = channel;
+}
+
+struct channel *channel_reopen(uint32_t id) {
+    for (int slot = 0; slot < SLOTS; slot++) {
+        struct channel *channel = &slots[slot];
+        if (channel->id != id || (channel->state != CHANNEL_STALE && channel->state != CHANNEL_DRAIN))
+            continue;
+        if (channel->state == CHANNEL_STALE)
+            activate(channel);
+        channel->state = CHANNEL_OPEN;
+        channel->in.ended = true; /* nothing is granted any more */
+        return channel;
+    }
+    return NULL;
+}
+
 /* ---- exit ---- */
+
+/* Who is left behind may write on; what is in the pipe now is the command's own. */
+static void note_own_output(struct stream *stream) {
+    int left = 0;
+    if (stream->fd >= 0 && ioctl(stream->fd, FIONREAD, &left) == 0 && left > 0)
+        stream->own = (uint32_t)left;
+}
 
 static void note_exit(struct channel *channel, int status, const struct rusage *usage) {
     channel->exited = true;
@@ -181,6 +214,8 @@ static void note_exit(struct channel *channel, int status, const struct rusage *
     channel->pid = 0; /* the number may be another process's from now on */
     channel->wait_status = status;
     channel->usage = *usage;
+    note_own_output(&channel->out[0]);
+    note_own_output(&channel->out[1]);
 }
 
 /* Whose an orphan was that process 1 has inherited, its marker alone tells, and only until it has
@@ -253,6 +288,17 @@ static bool send_eofs(struct channel *channel) {
     return all;
 }
 
+/* The host waits for what is the command's own, however long that takes, and hardly for the rest. */
+static void send_drained(struct channel *channel) {
+    for (uint8_t i = 0; i < 2; i++) {
+        struct stream *stream = &channel->out[i];
+        if (stream->fd < 0 || stream->own > 0 || stream->drained_sent || channel->closed)
+            continue;
+        out_empty(GUEST_DRAINED, (uint8_t)(i + 1), channel->id);
+        stream->drained_sent = true;
+    }
+}
+
 static bool is_drained(const struct channel *channel) {
     return channel->out[0].fd < 0 && channel->out[1].fd < 0;
 }
@@ -269,6 +315,8 @@ static bool settle(struct channel *channel) {
         bool silent = send_eofs(channel);
         if (channel->exited && !channel->exited_sent)
             send_exited(channel);
+        if (channel->exited_sent && host_knows_drained())
+            send_drained(channel);
         input_grant(&channel->in, channel->id);
         if (silent && channel->exited_sent && channel->kill.asked == 0 &&
             channel->cpu.asked == 0)

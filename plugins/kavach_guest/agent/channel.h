@@ -22,6 +22,8 @@ struct stream {
     int fd; /* -1 once it has ended */
     uint32_t credit;
     bool eof_sent;
+    uint32_t own; /* bytes written before the exit of the first process, and not read yet */
+    bool drained_sent;
     bool hung_up;   /* no writer is left, and the rest waits for credit */
     uint8_t streak; /* small reads in a row, each as soon as the last was done */
     bool resting;   /* for a moment, so that the next read is worth its while */
@@ -85,6 +87,10 @@ extern unsigned channels_active_count;
 /* START. Sends STARTED, or FAILED and END. NULL, or the rule that is broken. */
 const char *channel_start(uint32_t id, unsigned char *payload, uint32_t length);
 
+/* Opens a channel that has ended once more, for processes that it has left behind; NULL when there is
+   none. */
+struct channel *channel_reopen(uint32_t id);
+
 /* Finds a channel for a frame of the host; *found is NULL for one that has ended. */
 const char *channel_find(uint32_t id, struct channel **found);
 
@@ -100,7 +106,7 @@ bool channel_is_alone(const struct channel *channel);
 /* The slot whose first process is `pid` and not yet collected, or -1. */
 int channel_slot_of_pid(pid_t pid);
 
-/* Sends what has become due: EOF, EXITED, CREDIT, END. Ends channels. */
+/* Sends what has become due: EOF, EXITED, DRAINED, CREDIT, END. Ends channels. */
 void channel_settle_all(void);
 
 int channel_slot(const struct channel *channel);

@@ -26,6 +26,7 @@ static const struct rule rules[] = {
     [HOST_RESIZE] = {4, 4, 0, 0, 1},
     [HOST_PROCESSES] = {0, 0, 0, 0, 0},
     [HOST_CPU] = {0, 0, 0, 0, 1},
+    [HOST_KILL_REST] = {0, 0, 0, 0, 1},
 };
 
 const char *frame_decode(unsigned char *header, struct frame *frame) {
@@ -34,7 +35,7 @@ const char *frame_decode(unsigned char *header, struct frame *frame) {
     frame->stream = header[5];
     frame->channel = get_u32(header + 8);
     frame->payload = header + HEADER_SIZE;
-    if (frame->type < HOST_HELLO || frame->type > HOST_CPU)
+    if (frame->type < HOST_HELLO || frame->type > HOST_KILL_REST)
         return "unknown frame type";
     const struct rule *rule = &rules[frame->type];
     if (frame->length < rule->shortest || frame->length > rule->longest)

@@ -17,12 +17,17 @@
 #include "terminal.h"
 #include "tree.h"
 
-enum { CAPACITY = HEADER_SIZE + START_MAX, SIGNAL_MAX = 64 };
+enum { CAPACITY = HEADER_SIZE + START_MAX, SIGNAL_MAX = 64, MINOR_OF_DRAINED = 2 };
 
 static unsigned char buffer[CAPACITY];
 static size_t filled;
 static bool greeted;
+static uint16_t minor;
 static bool held;
+
+bool host_knows_drained(void) {
+    return minor >= MINOR_OF_DRAINED;
+}
 
 bool host_is_held(void) {
     return held;
@@ -43,6 +48,7 @@ static const char *obey_hello(const struct frame *frame) {
         return "HELLO without the magic";
     if (get_u16(frame->payload + 4) != PROTO_MAJOR)
         return "another major version";
+    minor = get_u16(frame->payload + 6);
     greeted = true;
     return NULL;
 }
@@ -59,6 +65,17 @@ static const char *obey_signal(struct channel *channel, const unsigned char *pay
     if (number == SIGSTOP || number == SIGTSTP || number == SIGCONT)
         channel->stopped = number != SIGCONT;
     return NULL;
+}
+
+/* The host asks after END, so nothing else is answered on this channel. */
+static void obey_kill_rest(uint32_t id) {
+    struct channel *channel = channel_reopen(id);
+    if (channel != NULL) {
+        kills_ask(channel);
+        return;
+    }
+    out_u32(GUEST_KILLED, id, 0);
+    out_empty(GUEST_END, 0, id);
 }
 
 static int resized_slot;
@@ -121,6 +138,11 @@ static const char *obey(const struct frame *frame) {
     const char *problem = channel_find(frame->channel, &channel);
     if (problem != NULL)
         return problem;
+    if (frame->type == HOST_KILL_REST) {
+        if (channel == NULL)
+            obey_kill_rest(frame->channel);
+        return channel == NULL ? NULL : "KILL_REST of a channel that has not ended";
+    }
     if (frame->type == HOST_SIGNAL)
         return obey_signal(channel, frame->payload);
     if (frame->type == HOST_RESIZE)

@@ -13,4 +13,7 @@ const char *host_obey(void);
 /* Whether the last host_obey stopped for want of room, so that nothing may be read. */
 bool host_is_held(void);
 
+/* Whether the host's version has DRAINED. */
+bool host_knows_drained(void);
+
 #endif

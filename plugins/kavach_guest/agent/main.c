@@ -16,7 +16,6 @@
 #include "channel.h"
 #include "cpu.h"
 #include "files.h"
-#include "files.h"
 #include "host.h"
 #include "identity.h"
 #include "input.h"
@@ -286,8 +285,6 @@ static _Noreturn void run(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "--files") == 0)
-        return files_main(argc, argv);
     if (argc > 1 && strcmp(argv[1], "--files") == 0)
         return files_main(argc, argv);
     bool plain = argc == 2 && strcmp(argv[1], "--plain") == 0;

@@ -18,7 +18,7 @@ enum {
     KILL_PATIENCE_MS = 400,
 };
 
-enum { PROTO_MAJOR = 1, PROTO_MINOR = 1 };
+enum { PROTO_MAJOR = 1, PROTO_MINOR = 2 };
 
 enum frame_type {
     HOST_HELLO = 0x01,
@@ -33,6 +33,7 @@ enum frame_type {
     HOST_RESIZE = 0x0A,
     HOST_PROCESSES = 0x0B,
     HOST_CPU = 0x0C,
+    HOST_KILL_REST = 0x0D,
     GUEST_HELLO = 0x81,
     GUEST_STARTED = 0x82,
     GUEST_DATA = 0x83,
@@ -46,6 +47,7 @@ enum frame_type {
     GUEST_PROCESS = 0x8B,
     GUEST_LISTED = 0x8C,
     GUEST_CPU = 0x8D,
+    GUEST_DRAINED = 0x8E,
     GUEST_ERROR = 0x8F,
 };
 

@@ -39,8 +39,17 @@ static void end_stream(struct stream *stream) {
     stream->lingering = false;
 }
 
+/* Counts down what is the command's own. An empty pipe has none of it: somebody else has read it. */
+static void note_own(struct stream *stream, ssize_t n) {
+    if (n < 0 && errno == EAGAIN)
+        stream->own = 0;
+    else if (n > 0)
+        stream->own = (uint32_t)n < stream->own ? stream->own - (uint32_t)n : 0;
+}
+
 /* True if there may be more to read. */
 static bool note_read(struct stream *stream, ssize_t n) {
+    note_own(stream, n);
     if (n > 0)
         return true;
     if (n == 0 || (errno != EAGAIN && errno != EINTR))

@@ -23,6 +23,7 @@ from agent_frames import (
     CREDIT,
     CWD,
     DATA,
+    DRAINED,
     END,
     ENV,
     ERROR,
@@ -38,6 +39,7 @@ from agent_frames import (
     GROUP,
     HELLO,
     KILL,
+    KILL_REST,
     KILLED,
     LABEL,
     LISTED,
@@ -88,6 +90,7 @@ class Agent:
         self._last = 0
         self._credit: dict[tuple[int, int], int] = defaultdict(lambda: WINDOW)
         self.stdin_credit: dict[int, int] = defaultdict(lambda: WINDOW)
+        self._reopened: dict[int, int] = defaultdict(int)
         self._incoming = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by dispose
         limit = ["prlimit", f"--nofile={nofile}"] if nofile else []
@@ -196,7 +199,7 @@ class Agent:
         return Frame(type_, channel, payload, stream)
 
     def _check(self, frame: Frame) -> None:
-        allowed = {G_DATA: (1, 2), G_EOF: (1, 2)}.get(frame.type, (0,))
+        allowed = {G_DATA: (1, 2), G_EOF: (1, 2), DRAINED: (1, 2)}.get(frame.type, (0,))
         assert frame.stream in allowed, frame
         assert (frame.channel == 0) == (frame.type in OF_NO_CHANNEL), frame
         if frame.type in OF_NO_CHANNEL:
@@ -204,7 +207,8 @@ class Agent:
             return
         outcome = self.channels[frame.channel]
         before = outcome.of
-        assert not before(END), frame
+        assert not before(END) or frame.type in (KILLED, END), frame
+        assert len(before(END)) <= self._reopened[frame.channel], frame
         assert bool(outcome.frames) == (frame.type not in (STARTED, FAILED)), frame
         if frame.type == G_DATA:
             left = self._credit[frame.channel, frame.stream] = self._credit[frame.channel, frame.stream] - len(
@@ -213,6 +217,9 @@ class Agent:
             assert left >= 0, "beyond the credit"
         if frame.type in (G_DATA, G_EOF):
             assert all(eof.stream != frame.stream for eof in before(G_EOF)), "after EOF"
+        if frame.type == DRAINED:
+            assert before(EXITED), "DRAINED before EXITED"
+            assert all(told.stream != frame.stream for told in before(G_EOF, DRAINED)), "DRAINED twice, or after EOF"
         if frame.type == EXITED:
             assert not before(EXITED), "EXITED twice"
         if frame.type == G_CREDIT:
@@ -290,6 +297,14 @@ class Agent:
         """Send KILL; return what KILLED says."""
         self.send(KILL, channel)
         (remaining,) = self.wait(channel, KILLED).numbers
+        return remaining
+
+    def kill_rest(self, channel: int) -> int:
+        """Send KILL_REST for a channel that has ended; return what KILLED says, once it has ended again."""
+        self._reopened[channel] += 1
+        self.send(KILL_REST, channel)
+        (remaining,) = self.wait(channel, KILLED).numbers
+        self.wait(channel, END)
         return remaining
 
     def processes(self) -> list[Process]:

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.guest.agent.conftest import Agent, Fifo
 
-EOF, SIGNAL, KILL, CLOSE = 0x04, 0x06, 0x07, 0x08
+EOF, SIGNAL, KILL, CLOSE, KILL_REST = 0x04, 0x06, 0x07, 0x08, 0x0D
 STARTED, EXITED, KILLED, END = 0x82, 0x86, 0x88, 0x8A
 MakeFifo = Callable[[], "Fifo"]
 
@@ -301,3 +301,59 @@ def test_a_host_that_stops_reading_is_gone(agent: Agent, fifo: Fifo) -> None:
     agent.process.stdout.close()
     assert agent.process.wait(30) == 0
     assert fifo.all_dead()
+
+
+# ---- what a channel that has ended has left behind ----
+
+
+def test_kill_rest_ends_those_left_behind(box: Agent, fifos: MakeFifo) -> None:
+    bystander, left = Bystander(box, fifos()), fifos()
+    channel = box.start_guest("daemon", left.path)
+    assert box.finish(channel).exit == (0, 0)
+    assert not left.all_dead()
+    assert box.kill_rest(channel) == 0
+    assert left.all_dead()
+    assert box.kill_rest(channel) == 0
+    bystander.check()
+
+
+def test_kill_rest_of_what_has_left_nobody(agent: Agent) -> None:
+    channel = agent.start("true")
+    agent.finish(channel)
+    assert agent.kill_rest(channel) == 0
+    failed = agent.start("/nowhere")
+    assert agent.finish(failed).failure is not None
+    assert agent.kill_rest(failed) == 0
+
+
+def test_kill_rest_after_close(box: Agent, fifos: MakeFifo) -> None:
+    """What was closed and still writes is found as well."""
+    fifo = fifos()
+    channel = box.start("sh", "-c", '"$@" & exit 0', "sh", box.guest, "stubborn", fifo.path)
+    box.wait(channel, EXITED)
+    fifo.alive(1)
+    box.send(CLOSE, channel)
+    box.wait(channel, END)
+    assert not fifo.all_dead()
+    assert box.kill_rest(channel) == 0
+    assert fifo.all_dead()
+
+
+def test_kill_rest_of_a_live_channel_is_an_error(agent: Agent) -> None:
+    channel = agent.start("sleep", "1000")
+    agent.wait(channel, STARTED)
+    agent.send(KILL_REST, channel)
+    assert "has not ended" in agent.broken()
+
+
+def test_channels_stay_findable_after_kill_rest(box: Agent, fifos: MakeFifo) -> None:
+    """The agent finds channels by their order, into which one comes back."""
+    left = fifos()
+    first = box.start_guest("daemon", left.path)
+    assert box.finish(first).exit == (0, 0)
+    others = [box.start("cat", stdin=True) for _ in range(3)]
+    assert box.kill_rest(first) == 0
+    for channel in others:
+        box.stdin(channel, b"alive")
+        box.send(EOF, channel)
+        assert box.finish(channel).out == b"alive"

@@ -12,10 +12,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.guest.agent.conftest import Agent, Fifo
+    from tests.guest.agent.conftest import Agent, Fifo, Launch
 
 DATA, EOF, CREDIT, SIGNAL, KILL, CLOSE = 0x03, 0x04, 0x05, 0x06, 0x07, 0x08
-STARTED, G_DATA, G_EOF, G_CREDIT, EXITED, END = 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A
+STARTED, G_DATA, G_EOF, G_CREDIT, EXITED, END, DRAINED = 0x82, 0x83, 0x84, 0x85, 0x86, 0x8A, 0x8E
+HELLO = 0x01
 WINDOW = 262_144
 SLOTS = 1008
 
@@ -282,3 +283,41 @@ def test_a_host_that_does_not_read_stops_nothing_but_output(agent: Agent) -> Non
     agent.sync()
     pongs = [frame.payload for frame in agent.others if frame.type == 0x89]
     assert pongs[: len(pings)] == pings
+
+
+# ---- what is the command's own ----
+
+
+def test_output_of_the_command_is_told_from_that_of_those_it_left(agent: Agent) -> None:
+    channel = agent.start("sh", "-c", "head -c 300000 /dev/zero; (sleep 0.2; echo late) & exit 0")
+    outcome = agent.finish(channel)
+    told = [frame.type for frame in outcome.frames if frame.stream in (0, 1)]
+    assert told.index(EXITED) < told.index(DRAINED) < told.index(G_EOF)
+    own = b"".join(
+        f.payload for f in outcome.frames[: outcome.frames.index(outcome.of(DRAINED)[0])] if f.type == G_DATA
+    )
+    assert own == bytes(300_000)
+    assert outcome.out == own + b"late\n"
+
+
+def test_drained_waits_for_credit(agent: Agent) -> None:
+    channel = agent.start("sh", "-c", "head -c 300000 /dev/zero; sleep 1000 >&2 & exit 0")
+    agent.wait(channel, EXITED)
+    agent.sync()
+    outcome = agent.channels[channel]
+    assert len(outcome.out) == WINDOW
+    assert all(frame.stream == 2 for frame in outcome.of(DRAINED))
+    agent.credit(channel, WINDOW)
+    while len(outcome.out) < 300_000:
+        assert agent.frame() is not None
+    agent.wait(channel, G_EOF)
+    agent.kill(channel)
+
+
+def test_an_old_host_is_told_nothing_new(launch: Launch) -> None:
+    agent = launch()
+    agent.send(HELLO, 0, b"KVCH\x01\x00\x01\x00")
+    assert agent.frame() is not None
+    outcome = agent.run("sh", "-c", "sleep 0.1 & echo x")
+    assert outcome.out == b"x\n"
+    assert not outcome.of(DRAINED)

@@ -43,7 +43,7 @@ def adopt(conversation: Conversation, box: Box, signals: Signals) -> tuple[int, 
 async def _go_on(conversation: Conversation, box: Box, signals: Signals) -> tuple[int, str]:
     receive_fd, send_fd, knock_fd, knock_path = box.hand_over()
     channel = GuestChannel(receive_fd=receive_fd, send_fd=send_fd, sandbox_id=box.id, on_violation=box.kill)
-    channel.go_on(conversation.parser, conversation.command)
+    channel.go_on(conversation.parser, conversation.command, minor=conversation.minor)
     session = _Session(channel, _Holder(box), conversation)
     guest = _Guest(id=box.id, files=_files(session, box.id, conversation))
     server = Server(knock_fd, knock_path, {guest.id: guest}.get)

@@ -76,8 +76,9 @@ class GuestChannel:
         self._waiters: dict[_Waiter, None] = {}
         self._led = False
         self._greeted = False
+        self._minor = 0
         self._closed = False
-        self._failure: GuestProtocolError | None = None
+        self._violation: str | None = None
 
     async def open(self) -> None:
         """Exchange HELLO.
@@ -89,17 +90,24 @@ class GuestChannel:
         await self.send(protocol.encode_hello())
         await self.wait_for(lambda: self._greeted)
 
-    def go_on(self, parser: protocol.FrameParser, command: Command) -> None:
+    def go_on(self, parser: protocol.FrameParser, command: Command, *, minor: int) -> None:
         """Take over from somebody who has greeted the agent and opened one channel, in place of ``open``.
 
         Args:
             parser: what has read until now, with what it holds of the next frame.
             command: the channel.
+            minor: version that the agent speaks.
         """
+        self._minor = minor
         self._parser = parser
         self._greeted = True
         self._commands[command.number] = command
         self._last_number = command.number
+
+    @property
+    def tells_drained(self) -> bool:
+        """True when the agent has the frames DRAINED and KILL_REST."""
+        return self._minor >= protocol.MINOR_OF_DRAINED
 
     @property
     def alive(self) -> bool:
@@ -113,6 +121,11 @@ class GuestChannel:
         self._last_number = number
         command = self._commands[number] = Command(number)
         return command
+
+    def reopen(self, command: Command) -> None:
+        """Take frames once more for a channel that has ended; the agent ends it again."""
+        command.ended = False
+        self._commands[command.number] = command
 
     async def list_processes(self) -> tuple[ProcessInfo, ...]:
         """Ask the agent for the processes of the box. One listing at a time: others wait for their turn.
@@ -251,11 +264,7 @@ class GuestChannel:
             for frame in self._parser.feed(self._incoming[:size]):
                 self._dispatch(frame)
         except protocol.ProtocolViolation as violation:
-            self._failure = GuestProtocolError(
-                f"the agent broke the protocol: {violation}",
-                sandbox_id=self._sandbox_id,
-                stage="channel",
-            )
+            self._violation = f"the agent broke the protocol: {violation}"
             self._end()
             if self._on_violation is not None:
                 self._on_violation()
@@ -293,6 +302,7 @@ class GuestChannel:
         hello = protocol.decode_hello(frame.payload)
         if hello.major != protocol.MAJOR:
             raise protocol.ProtocolViolation(f"it speaks version {hello.major}, not {protocol.MAJOR}")
+        self._minor = hello.minor
         self._greeted = True
 
     async def _wait(self, wait: Callable[[int], Awaitable[None]], descriptor: int) -> None:
@@ -345,8 +355,9 @@ class GuestChannel:
             SandboxGone: when the agent has ended.
             GuestProtocolError: when it has broken the protocol.
         """
-        if self._failure is not None:
-            raise self._failure
+        # Each who waits gets an error of his own: it comes to hold the result of his command.
+        if self._violation is not None:
+            raise GuestProtocolError(self._violation, sandbox_id=self._sandbox_id, stage="channel")
         if self._closed:
             raise SandboxGone("the box has ended", sandbox_id=self._sandbox_id, stage="channel")
 

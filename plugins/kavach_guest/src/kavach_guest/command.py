@@ -15,9 +15,15 @@ class Inbound:
     def __init__(self) -> None:
         self.chunks: deque[bytes] = deque()
         self.ended = False
+        self.drained = False
         self._credit = protocol.INITIAL_CREDIT
         self._window = protocol.INITIAL_CREDIT
         self._owed = 0
+
+    @property
+    def complete(self) -> bool:
+        """True when all has come that was written before the end of the command's first process."""
+        return self.ended or self.drained
 
     def add(self, data: bytes) -> None:
         """Take one DATA frame.
@@ -79,6 +85,11 @@ class Command:
         self.cpu_answered = 0
         self.survivors = 0
 
+    @property
+    def complete(self) -> bool:
+        """True when its first process has ended, and all has come that was written before."""
+        return self.exit is not None and all(output.complete for output in self.outputs.values())
+
 
 def apply(frame: protocol.Frame, command: Command) -> None:
     """Change the state of ``command`` by one frame.
@@ -96,8 +107,8 @@ def apply(frame: protocol.Frame, command: Command) -> None:
             command.outputs[frame.stream].add(frame.payload)
         case protocol.GUEST_DATA if running:
             pass  # it crossed our CLOSE on the way
-        case protocol.GUEST_EOF if running and not command.outputs[frame.stream].ended:
-            command.outputs[frame.stream].ended = True
+        case protocol.GUEST_EOF | protocol.GUEST_DRAINED if running:
+            _take_end(frame, command)
         case protocol.GUEST_CREDIT if running:
             _add_stdin_credit(command, protocol.decode_number(frame.payload))
         case protocol.GUEST_EXITED if running and command.exit is None:
@@ -109,6 +120,18 @@ def apply(frame: protocol.Frame, command: Command) -> None:
             command.ended = True
         case _:
             raise _untimely(frame)
+
+
+def _take_end(frame: protocol.Frame, command: Command) -> None:
+    """Take the end of a stream, or of what is the command's own in it."""
+    output = command.outputs[frame.stream]
+    is_drained = frame.type == protocol.GUEST_DRAINED
+    if output.ended or (is_drained and (output.drained or command.exit is None)):
+        raise _untimely(frame)
+    if is_drained:
+        output.drained = True
+    else:
+        output.ended = True
 
 
 def _take_answer(frame: protocol.Frame, command: Command) -> None:

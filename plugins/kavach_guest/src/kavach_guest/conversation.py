@@ -64,6 +64,7 @@ class Conversation:
         parser: splits what the agent sends.
         command: its channel; what was not written yet is in its ``outputs``.
         input_open: our standard input has not ended.
+        minor: version of the protocol that the agent speaks.
     """
 
     def __init__(self, box: Box, request: dict[str, Any], argv: list[str]) -> None:
@@ -74,6 +75,7 @@ class Conversation:
         self.parser = protocol.FrameParser()
         self.command = Command(1)
         self.input_open = True
+        self.minor = 0
         self._from_terminal = os.isatty(0)
         self._outlets: dict[int, int] = {}
         self._blocking = False
@@ -87,10 +89,12 @@ class Conversation:
         try:
             self._tell(protocol.encode_hello())
             frames = list(self.parser.feed(self._box.receive(_BOOT_SECONDS) or b""))
-            greeted = [frame.type for frame in frames] == [protocol.GUEST_HELLO]
-            return greeted and protocol.decode_hello(frames[0].payload).major == protocol.MAJOR
+            if [frame.type for frame in frames] != [protocol.GUEST_HELLO]:
+                return False
+            major, self.minor = protocol.decode_hello(frames[0].payload)
         except protocol.ProtocolViolation:
             return False
+        return bool(major == protocol.MAJOR)
 
     def hold(self) -> tuple[int, str] | None:
         """Start the command and carry bytes until it has ended, or its deadline has come.
@@ -107,6 +111,8 @@ class Conversation:
             knocked = self._carry()
             signal.setitimer(signal.ITIMER_REAL, 0)
         except _DeadlineReached:
+            if self._is_complete:  # what is written by those it has left behind holds nobody up
+                return self._status()
             self._kill()
             return EXIT_TIMEOUT, ""
         except BrokenPipeError:
@@ -136,7 +142,7 @@ class Conversation:
     def _carry(self) -> bool:
         """Carry bytes until the channel ends, or nothing of the command's own can come any more; True at a knock."""
         while not self.command.ended:
-            ending = self.command.exit is not None
+            ending = self._is_complete
             remaining = self.deadline - time.monotonic()
             if remaining <= 0:
                 raise _DeadlineReached
@@ -154,6 +160,12 @@ class Conversation:
             if 0 in ready:
                 self._feed()
         return False
+
+    @property
+    def _is_complete(self) -> bool:
+        """True when nothing can come any more but what those write that the command has left behind."""
+        told = self.minor >= protocol.MINOR_OF_DRAINED
+        return self.command.complete if told else self.command.exit is not None
 
     def _wait(self, seconds: float) -> list[int]:
         sources = [self._box.receive_fd]
@@ -188,7 +200,7 @@ class Conversation:
             while output.chunks and not self._knocked:
                 chunk = output.take()
                 output.put_back(self._write(number, chunk))
-                if self.command.exit is not None:
+                if self._is_complete:
                     self._late += len(chunk)
                 grant = output.due()
                 if grant:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import trio
 
+from kavach_core.abc import GuestEvent
 from kavach_core.errors import SandboxGone
-from kavach_core.types import GuestExit, Output, Stream, TerminalSize
+from kavach_core.types import GuestExit, Output, OutputComplete, Stream, TerminalSize
 from kavach_guest import protocol
 from kavach_guest.channel import GuestChannel, ignore_gone
 from kavach_guest.command import Command
@@ -83,7 +85,7 @@ class InputStream(trio.abc.SendStream):
         """
         if self._closed:
             raise trio.ClosedResourceError
-        rest = memoryview(data)
+        rest = memoryview(data).cast("B")  # credit is in bytes, whatever the elements are
         while rest:
             await self.wait_send_all_might_not_block()
             if self._command.exit is not None:
@@ -112,7 +114,7 @@ class InputStream(trio.abc.SendStream):
 class AgentProcess:
     """A GuestProcess of an agent. See ``kavach_core.abc.GuestProcess``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a command needs of its box
         self,
         channel: GuestChannel,
         command: Command,
@@ -120,11 +122,13 @@ class AgentProcess:
         stdin: bool,
         terminal: bool,
         end_box: Callable[[], Awaitable[None]],
+        awake: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
         self._channel = channel
         self._command = command
         self._has_terminal = terminal
         self._end_box = end_box
+        self._awake = awake
         self.pid = command.pid or 0
         self.stdin: trio.abc.SendStream | None = InputStream(channel, command) if stdin else None
         self._outputs = {
@@ -134,6 +138,7 @@ class AgentProcess:
         self.stdout: trio.abc.ReceiveStream = self._outputs[Stream.STDOUT]
         self.stderr: trio.abc.ReceiveStream = self._outputs[Stream.STDERR]
         self._exit_told = False
+        self._complete_told = False
 
     @property
     def has_event(self) -> bool:
@@ -143,20 +148,32 @@ class AgentProcess:
             output.has_data for output in self._outputs.values()
         ):
             return True
-        return self._exit_told and (command.closing or all(output.ended for output in command.outputs.values()))
+        return self._exit_told and (command.closing or self._has_completed or self._is_over)
 
-    async def next_event(self) -> Output | GuestExit | None:
-        """Return the next piece of output or the end of the first process; None after both streams and it."""
+    @property
+    def _has_completed(self) -> bool:
+        """True when ``OutputComplete`` is to be told."""
+        return self._channel.tells_drained and self._command.complete and not self._complete_told
+
+    @property
+    def _is_over(self) -> bool:
+        return all(output.ended for output in self._command.outputs.values())
+
+    async def next_event(self) -> GuestEvent | None:
+        """Return the next piece of output, the end of the first process, or what follows; None after all of it."""
         for output in self._outputs.values():
             await output.grant()
         await self._channel.wait_for(lambda: self.has_event)
         command = self._command
         if command.exit is not None and not self._exit_told:
             self._exit_told = True
-            return _guest_exit(command.exit)
+            return self._guest_exit(command.exit)
         for stream, output in self._outputs.items():
             if output.has_data:
                 return Output(stream, output.take())
+        if self._has_completed:
+            self._complete_told = True
+            return OutputComplete()
         return None
 
     async def wait(self) -> GuestExit:
@@ -164,7 +181,7 @@ class AgentProcess:
         command = self._command
         await self._channel.wait_for(lambda: command.exit is not None)
         assert command.exit is not None  # noqa: S101 - what was just waited for
-        return _guest_exit(command.exit)
+        return self._guest_exit(command.exit)
 
     def poll(self) -> GuestExit | None:
         """Return how the first process ended, or None while it runs."""
@@ -173,7 +190,7 @@ class AgentProcess:
             self._channel.poll()
         if command.exit is None:
             self._channel.raise_if_closed()
-        return None if command.exit is None else _guest_exit(command.exit)
+        return None if command.exit is None else self._guest_exit(command.exit)
 
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the first process."""
@@ -197,13 +214,22 @@ class AgentProcess:
 
     async def kill(self) -> None:
         """Kill every process of the command; end the whole box when that cannot be done in time."""
+        if self._command.failure is None:
+            async with self._awake():
+                await self._kill()
+
+    async def _kill(self) -> None:
         command = self._command
-        if command.ended:
-            return
+        kind = protocol.KILL
+        if command.ended:  # those that it has left behind may still be there
+            if not self._channel.tells_drained:
+                return
+            kind = protocol.KILL_REST
+            self._channel.reopen(command)
         command.kills_sent += 1
         wanted = command.kills_sent
         with trio.move_on_after(KILL_DEADLINE_SECONDS) as scope:
-            await self._channel.send(protocol.encode(protocol.KILL, command.number))
+            await self._channel.send(protocol.encode(kind, command.number))
             await self._channel.wait_for(lambda: command.kills_answered >= wanted or command.ended)
         if scope.cancelled_caught or (command.survivors and not command.ended):
             await self._end_box()
@@ -221,12 +247,12 @@ class AgentProcess:
         with ignore_gone(), trio.move_on_after(_HOUSEKEEPING_SECONDS, shield=True):
             await self._channel.send(protocol.encode(protocol.CLOSE, command.number))
 
-
-def _guest_exit(exited: protocol.Exited) -> GuestExit:
-    return GuestExit(
-        exit_code=None if exited.by_signal else exited.code,
-        signal=exited.code if exited.by_signal else None,
-        cpu_user_seconds=exited.user_us / 1e6,
-        cpu_system_seconds=exited.system_us / 1e6,
-        max_rss_bytes=exited.max_rss_bytes,
-    )
+    def _guest_exit(self, exited: protocol.Exited) -> GuestExit:
+        return GuestExit(
+            exit_code=None if exited.by_signal else exited.code,
+            signal=exited.code if exited.by_signal else None,
+            cpu_user_seconds=exited.user_us / 1e6,
+            cpu_system_seconds=exited.system_us / 1e6,
+            max_rss_bytes=exited.max_rss_bytes,
+            tells_complete=self._channel.tells_drained,
+        )

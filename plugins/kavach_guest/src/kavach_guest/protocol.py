@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from kavach_core.types import ExecRequest, TerminalSize
 
 MAJOR: Final = 1
-MINOR: Final = 1
+MINOR: Final = 2
+MINOR_OF_DRAINED: Final = 2
+"""The first that has DRAINED and KILL_REST."""
 MAGIC: Final = b"KVCH"
 
 MAX_PAYLOAD: Final = 65_536
@@ -42,6 +44,7 @@ PING: Final = 0x09
 RESIZE: Final = 0x0A
 PROCESSES: Final = 0x0B
 CPU: Final = 0x0C
+KILL_REST: Final = 0x0D
 
 GUEST_HELLO: Final = 0x81
 GUEST_STARTED: Final = 0x82
@@ -56,6 +59,7 @@ GUEST_END: Final = 0x8A
 GUEST_PROCESS: Final = 0x8B
 GUEST_LISTED: Final = 0x8C
 GUEST_CPU: Final = 0x8D
+GUEST_DRAINED: Final = 0x8E
 GUEST_ERROR: Final = 0x8F
 
 FAILURE_STAGES: Final = {1: "request", 2: "resources", 3: "identity", 4: "cwd", 5: "program"}
@@ -160,6 +164,7 @@ _SHAPES: Final = {
     GUEST_PROCESS: _Shape(_PROCESS.size, _PROCESS.size + _MAX_NAME, of_channel=False),
     GUEST_LISTED: _Shape(0, 0, of_channel=False),
     GUEST_CPU: _Shape(_U64.size, _U64.size),
+    GUEST_DRAINED: _Shape(0, 0, streams=(STDOUT, STDERR)),
     GUEST_ERROR: _Shape(0, 256, of_channel=False),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -44,6 +46,8 @@ class AgentSession:
     def __init__(self, channel: GuestChannel, box: Box) -> None:
         self._channel = channel
         self._box = box
+        self._paused = False
+        self._awake_for = 0
 
     @functools.cached_property
     def files(self) -> GuestFiles:
@@ -91,10 +95,26 @@ class AgentSession:
     async def pause(self) -> None:
         """Freeze the box."""
         await self._box.pause()
+        self._paused = True
 
     async def resume(self) -> None:
         """Thaw it."""
         await self._box.resume()
+        self._paused = False
+
+    @asynccontextmanager
+    async def _awake(self) -> AsyncIterator[None]:
+        """Thaw a paused box for as long as there is something to be killed in it, which a frozen agent cannot do."""
+        if self._paused:
+            await self._box.resume()
+        self._awake_for += 1
+        try:
+            yield
+        finally:
+            self._awake_for -= 1
+            if self._paused and not self._awake_for:
+                with ignore_gone(), trio.CancelScope(shield=True):
+                    await self._box.pause()
 
     async def aclose(self) -> None:
         """End the box."""
@@ -103,7 +123,14 @@ class AgentSession:
 
     def _process(self, command: Command, request: ExecRequest) -> AgentProcess:
         terminal = request.terminal is not None
-        return AgentProcess(self._channel, command, stdin=request.stdin, terminal=terminal, end_box=self.aclose)
+        return AgentProcess(
+            self._channel,
+            command,
+            stdin=request.stdin,
+            terminal=terminal,
+            end_box=self.aclose,
+            awake=self._awake,
+        )
 
     async def _discard(self, command: Command, request: ExecRequest) -> None:
         """Kill a command whose start was cancelled: nobody will ever hold it."""

@@ -28,10 +28,6 @@ def apart(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([APART, *command], check=False, capture_output=True, text=True, timeout=30)
 
 
-def groups() -> set[Path]:
-    return set(CGROUPS.glob("**/apart-*"))
-
-
 def test_arguments_and_the_exit_code_pass() -> None:
     done = apart("sh", "-c", 'printf "[%s]" "$@"; exit 7', "sh", "a  b", "", "$HOME")
     assert (done.stdout, done.stderr, done.returncode) == ("[a  b][][$HOME]", "", 7)
@@ -50,12 +46,20 @@ def test_an_orphan_is_reaped() -> None:
     assert apart("sh", "-c", orphan).stdout == "gone\n"
 
 
-def test_what_it_has_made_goes(host: Host) -> None:
-    before = groups()
-    assert apart("mkdir", "-p", "/sys/fs/cgroup/memory/one/two").returncode == 0
-    assert groups() == before
+def groups(of: subprocess.Popen[bytes]) -> list[Path]:
+    return list(CGROUPS.glob(f"*/apart-{of.pid}"))
+
+
+def test_what_it_has_made_goes() -> None:
+    running = subprocess.Popen([APART, "mkdir", "-p", "/sys/fs/cgroup/cpu/one/two"])
+    assert running.wait(timeout=30) == 0
+    assert groups(running) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_it_has_made_goes_when_it_is_ended(host: Host, number: int) -> None:
     running = subprocess.Popen([APART, "sleep", "1000"], start_new_session=True)
-    assert host.until(lambda: groups() > before)
-    os.killpg(running.pid, signal.SIGTERM)
-    running.wait(timeout=20)
-    assert host.until(lambda: groups() == before)
+    assert host.until(lambda: groups(running))
+    os.killpg(running.pid, number)
+    running.wait(timeout=30)
+    assert groups(running) == []

@@ -59,7 +59,7 @@ def test_what_it_has_made_goes() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_it_has_made_goes_when_it_is_ended(host: Host, number: int) -> None:
     running = subprocess.Popen([APART, "sleep", "1000"], start_new_session=True)
-    assert host.until(lambda: groups(running))
+    assert host.until(lambda: groups(running))  # it has begun to make them, and may be anywhere
     os.killpg(running.pid, number)
     running.wait(timeout=30)
     assert groups(running) == []

@@ -17,6 +17,13 @@ from kavach_core.errors import SandboxGone
 BOUND_SECONDS = 60
 
 
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # it was closed meanwhile
+        return ""
+
+
 class Held:
     """A ``kavach run`` whose box is asked for."""
 
@@ -52,7 +59,7 @@ class Held:
     def has_open(self, directory: Path) -> bool:
         """Say whether it has a file below a directory open."""
         links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return any(os.path.realpath(link).startswith(f"{directory}/") for link in links)
+        return any(_target(link).startswith(f"{directory}/") for link in links)
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))

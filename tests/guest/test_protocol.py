@@ -85,14 +85,14 @@ def test_the_numbers_of_the_frames() -> None:
 def test_the_limits() -> None:
     assert (protocol.MAX_PAYLOAD, protocol.MAX_START_PAYLOAD) == (65_536, 1_048_576)
     assert (protocol.INITIAL_CREDIT, protocol.MAX_CREDIT) == (262_144, 16_777_216)
-    assert (protocol.MAJOR, protocol.MINOR, protocol.MAGIC) == (1, 1, b"KVCH")
+    assert (protocol.MAJOR, protocol.MINOR, protocol.MAGIC) == (1, 2, b"KVCH")
     assert protocol.FAILURE_STAGES == {1: "request", 2: "resources", 3: "identity", 4: "cwd", 5: "program"}
 
 
 @pytest.mark.parametrize(
     ("frame", "golden"),
     [
-        (protocol.encode_hello(), "08000000 01 00 0000 00000000 4b564348 0100 0100"),
+        (protocol.encode_hello(), "08000000 01 00 0000 00000000 4b564348 0100 0200"),
         (protocol.encode(protocol.DATA, 1, b"hi"), "02000000 03 00 0000 01000000 6869"),
         (protocol.encode(protocol.DATA, 0x01020304, b"x"), "01000000 03 00 0000 04030201 78"),
         (protocol.encode(protocol.EOF, 2), "00000000 04 00 0000 02000000"),

@@ -19,7 +19,7 @@ BOUND_SECONDS = 60
 
 def _target(link: Path) -> str:
     try:
-        return os.readlink(link)
+        return str(link.readlink())
     except FileNotFoundError:  # it was closed meanwhile
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -25,7 +26,8 @@ def pids(sandbox: kavach_api.Sandbox) -> list[int]:
 def kill_the_box(sandbox: kavach_api.Sandbox) -> None:
     """End a box as the kernel of the host might."""
     for pid in pids(sandbox):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the first one that dies takes the others along
+            os.kill(pid, signal.SIGKILL)
 
 
 def move(path: Path, name: str) -> None:

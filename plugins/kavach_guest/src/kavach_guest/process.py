@@ -167,7 +167,9 @@ class AgentProcess:
         command = self._command
         if command.exit is not None and not self._exit_told:
             self._exit_told = True
-            return self._guest_exit(command.exit)
+            # As a rule all has come by then: who is told so at once need not ask once more.
+            self._complete_told = self._is_over and not any(output.has_data for output in self._outputs.values())
+            return self._guest_exit(command.exit, complete=self._complete_told)
         for stream, output in self._outputs.items():
             if output.has_data:
                 return Output(stream, output.take())
@@ -247,12 +249,12 @@ class AgentProcess:
         with ignore_gone(), trio.move_on_after(_HOUSEKEEPING_SECONDS, shield=True):
             await self._channel.send(protocol.encode(protocol.CLOSE, command.number))
 
-    def _guest_exit(self, exited: protocol.Exited) -> GuestExit:
+    def _guest_exit(self, exited: protocol.Exited, *, complete: bool = False) -> GuestExit:
         return GuestExit(
             exit_code=None if exited.by_signal else exited.code,
             signal=exited.code if exited.by_signal else None,
             cpu_user_seconds=exited.user_us / 1e6,
             cpu_system_seconds=exited.system_us / 1e6,
             max_rss_bytes=exited.max_rss_bytes,
-            tells_complete=self._channel.tells_drained,
+            tells_complete=self._channel.tells_drained and not complete,
         )
